@@ -1,0 +1,1 @@
+"""Stage 1: from a published model to an artifact. Needs the extra ``[compile]``."""

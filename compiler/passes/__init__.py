@@ -1,0 +1,1 @@
+"""Graph passes no target needs to be named for, one file each."""

@@ -1,0 +1,1 @@
+"""The whole of ``aicc compile`` on one screen: import → optimize → quantize → lower → package."""

@@ -1,0 +1,1 @@
+"""Weight formats: building, recognising, converting and measuring them."""

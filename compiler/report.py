@@ -1,0 +1,54 @@
+"""The CompileReport: how a model was made, stored in the artifact as ``report.json``."""
+
+from __future__ import annotations
+
+import msgspec
+
+from aicc.runtime.artifact import Quality
+
+
+class PassRecord(msgspec.Struct):
+    """What one pass changed. ``refused`` says which near misses it left alone, and why."""
+
+    name: str
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+    changed: int = 0  # matches rewritten
+    refused: dict[str, str] = {}
+
+
+class PhaseRecord(msgspec.Struct):
+    name: str  # import | optimize | quantize | lower | package
+    seconds: float
+    peak_rss_bytes: int  # of the process so far, at the end of the phase
+    passes: list[PassRecord] = []
+
+
+class OpCoverage(msgspec.Struct):
+    """Where the nodes of one operator went: ``delegated`` to the chip, ``fallback`` to the host."""
+
+    op: str
+    delegated: int
+    fallback: int = 0
+    refused: int = 0
+    reason: str = ""
+
+
+class LayerRecord(msgspec.Struct):
+    """Bytes of one named group of weights, for the picture of the model."""
+
+    name: str
+    bytes: int
+    format: str
+
+
+class CompileReport(msgspec.Struct):
+    target: str
+    quantization: str
+    phases: list[PhaseRecord] = []
+    coverage: list[OpCoverage] = []
+    layers: list[LayerRecord] = []
+    weight_bytes_per_token: int = 0
+    quality: Quality | None = None
+    notes: list[str] = []

@@ -1,0 +1,1 @@
+"""Stage 2: load an artifact, run it, generate with it, serve it."""

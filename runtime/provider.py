@@ -1,0 +1,153 @@
+"""What the runtime asks of a chip: the execution provider and what it loads.
+
+A family implements :class:`ExecutionProvider` once. What it loads is an :class:`Executable`,
+which maps named arrays to named arrays, or a :class:`DecoderExecutable`, which also takes a
+ragged batch of tokens over paged KV memory, so that one scheduler serves every chip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from aicc.runtime.artifact import Artifact, Signature, Variant
+
+Array = NDArray[np.generic]
+
+
+class Fit(Enum):
+    """How a compiled variant and this machine fit."""
+
+    OPTIMAL = "optimal"  # made for exactly this
+    USABLE = "usable"  # runs, something is not as it was compiled for
+    RECOMPILE = "recompile"  # the executable cannot be used here; the portable graph can be compiled again
+    UNSUPPORTED = "unsupported"  # this machine cannot run it at all
+
+
+@dataclass(frozen=True, slots=True)
+class Compatibility:
+    """A :class:`Fit` with its reason, a sentence a user can act on (empty when optimal)."""
+
+    fit: Fit
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device of this machine: the provider's name for it, and what it is."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What a caller may choose at load time.
+
+    Attributes:
+        threads: Threads to compute with; None leaves it to the provider.
+        kv_tokens: KV cache capacity in tokens over all sequences; None is one full context.
+    """
+
+    threads: int | None = None
+    kv_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """New tokens of several sequences, run in one step over paged KV memory.
+
+    Sequence ``i`` adds ``tokens[starts[i]:starts[i+1]]`` after ``past[i]`` cached tokens, and owns
+    the pages ``pages[page_starts[i]:page_starts[i+1]]``, enough for past plus new tokens.
+
+    Attributes:
+        tokens: int64 ``[T]``.
+        starts: int32 ``[B+1]``, first 0, last T.
+        past: int32 ``[B]``.
+        pages: int32 ``[P]``, page numbers below the executable's capacity.
+        page_starts: int32 ``[B+1]``, first 0, last P.
+        logit_rows: int32 ``[L]``, rows of ``tokens`` whose logits are wanted.
+    """
+
+    tokens: NDArray[np.int64]
+    starts: NDArray[np.int32]
+    past: NDArray[np.int32]
+    pages: NDArray[np.int32]
+    page_starts: NDArray[np.int32]
+    logit_rows: NDArray[np.int32]
+
+
+@runtime_checkable
+class Executable(Protocol):
+    """A model ready to run on a device."""
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]: ...
+
+    @property
+    def device(self) -> str:
+        """Where it really runs, as the device calls itself."""
+        ...
+
+    def run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once. Inputs were checked against the signature by the session."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory and device. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class DecoderExecutable(Executable, Protocol):
+    """A decoder over paged KV memory."""
+
+    @property
+    def page_size(self) -> int:
+        """Tokens a page holds."""
+        ...
+
+    @property
+    def page_count(self) -> int:
+        """Pages there are; memory of untouched pages need not be resident."""
+        ...
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Most tokens one step may add; longer prompts are cut into chunks by the scheduler."""
+        ...
+
+    def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Run one step, writing keys and values of the new tokens into their pages.
+
+        Returns:
+            float32 ``[L, vocab]``, one row for each of ``batch.logit_rows``. The array may be
+            reused by the next call; copy what must outlive it.
+        """
+        ...
+
+
+class ExecutionProvider(Protocol):
+    """The runtime half of a chip family. Vendor imports stay inside its methods."""
+
+    def devices(self) -> list[Device]:
+        """Devices of this family on this machine; empty when there are none.
+
+        Raises:
+            MismatchError: The family's own software is missing; the remedy names the extra.
+        """
+        ...
+
+    def compatibility(self, variant: Variant) -> Compatibility:
+        """Whether a compiled variant runs here, told without loading it."""
+        ...
+
+    def load(self, artifact: Artifact, variant: Variant, options: LoadOptions) -> Executable:
+        """Make a variant ready to run; weights are mapped, not copied, where the device can."""
+        ...

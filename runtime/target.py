@@ -1,0 +1,152 @@
+"""What a chip can do, as data.
+
+A :class:`Target` is pure data: passes and lowerings ask it, nobody compares its name. Each chip
+family lists its variants in ``targets/<family>/target.py`` as ``TARGETS``, and out-of-tree
+families do the same behind the entry-point group ``aicc.targets``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from types import MappingProxyType
+from typing import Literal
+
+from aicc.runtime.errors import UsageError
+
+FLOAT_DTYPES = ("float32", "float16", "bfloat16")
+OpRule = Literal["native", "decompose", "refuse"]
+Evidence = Literal["runs", "emulated", "compiled", "prepared"]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """One way of storing a weight matrix that a target multiplies with directly.
+
+    Attributes:
+        bits: Bits a value: 4 or 8 (integers), 16 or 32 (floats).
+        group_sizes: Values along the input dimension that share a scale; 0 is a whole row. Empty
+            for floats.
+        offset: What may be subtracted from the integer before scaling: ``none`` (symmetric),
+            ``integer`` (a zero point of the same type) or ``float`` (any zero point, which is
+            what keeps min-scaled blocks such as GGUF's Q4_1 exact).
+    """
+
+    bits: int
+    group_sizes: tuple[int, ...] = ()
+    offset: Literal["none", "integer", "float"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8, 16, 32):
+            raise ValueError(f"a weight of {self.bits} bits is not a format")
+        if (self.bits <= 8) != bool(self.group_sizes):
+            raise ValueError("integer weights need group sizes, and only they do")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One variant of one chip family.
+
+    Attributes:
+        family: Folder under ``targets/`` and first half of the name.
+        variant: Second half of the name; the family's first target is its default.
+        description: One line for ``aicc targets``.
+        lowering: ``module:function`` of the compile half; None if nothing is compiled for it.
+        provider: ``module:Class`` of the runtime half; None if it cannot run from an artifact.
+        device: The provider's name of the device, as shown to users.
+        extra: The pip extra that brings what the family needs, empty if nothing.
+        compute_dtypes: Float types the chip computes in, best first.
+        weight_formats: What it multiplies with directly, smallest first.
+        kv_dtypes: Types the KV cache may have, default first; empty without decoders.
+        op_rules: Per ONNX operator: run it as it is, decompose it first, or refuse it. What is
+            not listed is taken to the lowering, which refuses by node what it cannot do.
+        shapes: Whether tensors may have sizes known only at run time.
+        alignment: Bytes each weight is aligned to.
+        memory_bytes: Memory of the device, None if it is the host's.
+        evidence: What has been shown of it on the machines the project is tested on.
+    """
+
+    family: str
+    variant: str
+    description: str
+    lowering: str | None
+    provider: str | None
+    device: str
+    extra: str = ""
+    compute_dtypes: tuple[str, ...] = ("float32",)
+    weight_formats: tuple[WeightFormat, ...] = (WeightFormat(32),)
+    kv_dtypes: tuple[str, ...] = ()
+    op_rules: Mapping[str, OpRule] = field(default_factory=lambda: MappingProxyType({}))
+    shapes: Literal["dynamic", "static"] = "dynamic"
+    alignment: int = 64
+    memory_bytes: int | None = None
+    evidence: Evidence = "runs"
+
+    def __post_init__(self) -> None:
+        if not self.compute_dtypes or set(self.compute_dtypes) - set(FLOAT_DTYPES):
+            raise ValueError(f"{self.name}: compute dtypes must be some of {FLOAT_DTYPES}")
+        if not self.weight_formats:
+            raise ValueError(f"{self.name}: a target multiplies with at least one weight format")
+        if self.alignment & (self.alignment - 1) or self.alignment < 1:
+            raise ValueError(f"{self.name}: alignment must be a power of two")
+        if self.evidence in ("runs", "emulated") and self.provider is None:
+            raise ValueError(f"{self.name}: says it {self.evidence} and has no provider")
+
+    @property
+    def name(self) -> str:
+        """``family:variant``, as on the command line and in manifests."""
+        return f"{self.family}:{self.variant}"
+
+    def accepts_weight(self, bits: int, group_size: int, offset: str) -> bool:
+        """Whether integer weights of this form need no change before this target."""
+        rank = ("none", "integer", "float")
+        return any(
+            f.bits == bits and group_size in f.group_sizes and rank.index(offset) <= rank.index(f.offset)
+            for f in self.weight_formats
+        )
+
+
+@cache
+def all_targets() -> Mapping[str, Target]:
+    """Every target of this installation by its full name, in-tree families first.
+
+    Returns:
+        An ordered mapping; a family's first entry is its default variant.
+    """
+    import aicc.targets as package
+
+    modules = [f"aicc.targets.{m.name}.target" for m in pkgutil.iter_modules(package.__path__) if m.ispkg]
+    found: dict[str, Target] = {}
+    lists = [importlib.import_module(name).TARGETS for name in sorted(modules)]
+    lists += [entry.load() for entry in metadata.entry_points(group="aicc.targets")]
+    for targets in lists:
+        for target in targets:
+            if target.name in found:
+                raise ValueError(f"two target families define {target.name}")
+            found[target.name] = target
+    return MappingProxyType(found)
+
+
+def find_target(name: str) -> Target:
+    """The target called ``family:variant``, or a family's default for ``family``.
+
+    Raises:
+        UsageError: No such target; the message lists those there are.
+    """
+    targets = all_targets()
+    if name in targets:
+        return targets[name]
+    for target in targets.values():
+        if target.family == name:
+            return target
+    raise UsageError(f"there is no target {name!r}.", f"Choose one of: {', '.join(targets)}.")
+
+
+def load_object(reference: str) -> object:
+    """Import ``module:attribute``; used for a target's two halves."""
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)

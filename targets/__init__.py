@@ -1,0 +1,1 @@
+"""Chip families, one folder each: target.py, lowering, provider.py."""
