@@ -1,0 +1,52 @@
+"""What a chip family's compile half gives the pipeline.
+
+A family's lowering is one function, named by ``Target.lowering``:
+
+    lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant
+
+It writes its executable into ``directory`` (``variants/<name>/`` of the artifact being made), puts
+every large constant into ``weights``, shared by all variants and the portable graph, and refuses
+with :class:`aicc.runtime.errors.UnsupportedError`, naming the node, what the chip cannot run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from aicc.compiler.report import OpCoverage, PassRecord
+
+
+class WeightStore(Protocol):
+    """The artifact's one weights file while it is being written."""
+
+    def add(self, data: bytes | memoryview) -> int:
+        """Append a constant, or find the same bytes already there.
+
+        Returns:
+            Its offset in ``weights/model.bin``, aligned to 64 bytes.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class LoweredVariant:
+    """One compiled variant; see :class:`aicc.runtime.artifact.Variant` for what is kept of it.
+
+    Attributes:
+        files: Names written into the variant's directory.
+        requires: The provider's descriptor of the driver or runtime the executable needs.
+        options: What the provider must load it with.
+        coverage: Where each operator's nodes went.
+        passes: The target's own passes, for the report.
+        weight_bytes_per_token: Weights read to decode one token; 0 for tensor models.
+        activation_bytes: Predicted memory for intermediate tensors.
+    """
+
+    files: list[str]
+    requires: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    coverage: list[OpCoverage] = field(default_factory=list)
+    passes: list[PassRecord] = field(default_factory=list)
+    weight_bytes_per_token: int = 0
+    activation_bytes: int = 0
