@@ -6,8 +6,10 @@ A weight matrix ``W [N, K]`` whose rows are cut into groups of ``g`` is, in stan
 
 and, for formats that scale from a minimum (GGUF's Q4_1, Q4_K …), the same without zero points,
 followed by ``Reshape [N, K/g, g]``, ``Add minimum [N, K/g, 1]`` and ``Reshape [N, K]``, so that
-``w = scale * q + minimum`` exactly. The result is used as it is by ``Gather`` (embeddings) and
-through ``Transpose`` by ``MatMul``.
+``w = scale * q + minimum`` exactly. Scales and minima stored as FLOAT16 go through a ``Cast`` to
+FLOAT first: ``DequantizeLinear`` computes in the type of its scales, and in float16 it would round
+the product. The result is used as it is by ``Gather`` (embeddings) and through ``Transpose`` by
+``MatMul``.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ class BlockwiseWeight:
 
     Attributes:
         values: Initializer ``[N, K]`` of INT4, UINT4, INT8 or UINT8.
-        scales: Initializer ``[N, K/g]``, FLOAT or FLOAT16.
+        scales: Initializer ``[N, K/g]``, FLOAT or FLOAT16 (as stored, before the ``Cast``).
         zero_points: Initializer ``[N, K/g]`` of the values' type, or None.
         minimum: Initializer ``[N, K/g, 1]`` of the scales' type, or None.
         group_size: Values along K that share a scale.
@@ -77,10 +79,13 @@ def add_blockwise(
     for role, tensor in (("values", values), ("scales", scales), ("zero_points", zero_points), ("minimum", minimum)):
         if tensor is None:
             continue
-        value = ir.Value(name=f"{name}.{role}", type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+        value = ir.Value(
+            name=f"{name}.{role}", type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        )
         graph.register_initializer(value)
         initializer[role] = value
     nodes: list[ir.Node] = []
+    single = ir.DataType.FLOAT
 
     def emit(op_type: str, inputs: list[ir.Value], shape: list[int], dtype: ir.DataType, **attributes: int) -> ir.Value:
         node = ir.node(op_type, inputs, attributes=attributes or None)
@@ -92,21 +97,26 @@ def add_blockwise(
 
     def constant_shape(role: str, shape: list[int]) -> ir.Value:
         tensor = ir.tensor(shape, dtype=ir.DataType.INT64, name=f"{name}.{role}")
-        value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+        value = ir.Value(
+            name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        )
         graph.register_initializer(value)
         return value
 
-    inputs = [initializer["values"], initializer["scales"]]
+    def as_float(role: str) -> ir.Value:
+        value = initializer[role]
+        return value if value.dtype == single else emit("Cast", [value], list(value.shape), single, to=int(single))
+
+    inputs = [initializer["values"], as_float("scales")]
     if zero_points is not None:
         inputs.append(initializer["zero_points"])
-    out = emit("DequantizeLinear", inputs, [rows, columns], scales.dtype, axis=1, block_size=group_size)
+    out = emit("DequantizeLinear", inputs, [rows, columns], single, axis=1, block_size=group_size)
     if minimum is not None:
         groups = columns // group_size
-        out = emit("Reshape", [out, constant_shape("grouped", [rows, groups, group_size])], [rows, groups, group_size], scales.dtype)
-        out = emit("Add", [out, initializer["minimum"]], [rows, groups, group_size], scales.dtype)
-        out = emit("Reshape", [out, constant_shape("flat", [rows, columns])], [rows, columns], scales.dtype)
-    if scales.dtype != ir.DataType.FLOAT:
-        out = emit("Cast", [out], [rows, columns], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
+        grouped = [rows, groups, group_size]
+        out = emit("Reshape", [out, constant_shape("grouped", grouped)], grouped, single)
+        out = emit("Add", [out, as_float("minimum")], grouped, single)
+        out = emit("Reshape", [out, constant_shape("flat", [rows, columns])], [rows, columns], single)
     out.name = name
     first = next(iter(graph), None)
     if first is None:
@@ -118,22 +128,19 @@ def add_blockwise(
 
 def match_blockwise(value: ir.Value | None) -> BlockwiseWeight | None:
     """The quantised matrix that ``value`` is the float form of, or None if it is not one."""
-    output = value
     node = value.producer() if value is not None else None
-    if node is not None and node.op_type == "Cast":
-        value, node = node.inputs[0], node.inputs[0].producer()
     minimum = None
     if node is not None and node.op_type == "Reshape":
         add = node.inputs[0].producer()
         reshape = add.inputs[0].producer() if add is not None and add.op_type == "Add" else None
         if reshape is None or reshape.op_type != "Reshape":
             return None
-        minimum, node = add.inputs[1], reshape.inputs[0].producer()
-        if minimum.const_value is None:
+        minimum, node = _stored(add.inputs[1]), reshape.inputs[0].producer()
+        if minimum is None or minimum.const_value is None:
             return None
     if node is None or node.op_type != "DequantizeLinear":
         return None
-    values, scales = node.inputs[0], node.inputs[1]
+    values, scales = node.inputs[0], _stored(node.inputs[1])
     zero_points = node.inputs[2] if len(node.inputs) > 2 else None
     constants = [values, scales] + ([zero_points] if zero_points is not None else [])
     group_size = node.attributes.get_int("block_size", 0)
@@ -141,4 +148,10 @@ def match_blockwise(value: ir.Value | None) -> BlockwiseWeight | None:
         return None
     if values.shape is None or len(values.shape) != 2 or node.attributes.get_int("axis", 1) not in (1, -1):
         return None
-    return BlockwiseWeight(values, scales, zero_points, minimum, group_size, output)
+    return BlockwiseWeight(values, scales, zero_points, minimum, group_size, value)
+
+
+def _stored(value: ir.Value | None) -> ir.Value | None:
+    """The constant behind the ``Cast`` of scales or minima, or the value itself."""
+    node = value.producer() if value is not None else None
+    return node.inputs[0] if node is not None and node.op_type == "Cast" else value
