@@ -1,0 +1,235 @@
+"""How much a compiled decoder lost: KL divergence and top-1 agreement against its source.
+
+Both models read the same text, teacher-forced, and their next-token distributions are compared at
+every position. The reference is the source at float32: the portable graph, as the importer gave
+it, run by onnxruntime, with quantised weights dequantised in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from aicc.compiler.importers import ImportedModel
+from aicc.compiler.quantization.blockwise import match_blockwise
+from aicc.runtime.artifact import Quality
+from aicc.runtime.errors import MismatchError, QualityError, ResourceError, UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from aicc.runtime.generator import Model
+
+WINDOW = 512  # tokens read at once; each window starts afresh
+_ROWS = 64  # positions compared at once, which bounds the float64 temporaries to 64 x vocab
+
+Floats = NDArray[np.float32]
+Progress = Callable[[int, int], None]  # tokens compared so far, tokens in all
+
+
+class Divergence:
+    """Running comparison of next-token distributions, in float64 and bounded memory.
+
+    Example:
+        divergence = Divergence()
+        divergence.add(candidate_logits, reference_logits, ids)
+        print(divergence.quality("my text").kl_mean)
+    """
+
+    def __init__(self) -> None:
+        self._kl: list[NDArray[np.float64]] = []
+        self._agreed = 0
+        self._loss = 0.0
+        self._loss_reference = 0.0
+        self._predicted = 0
+
+    def add(self, candidate: Floats, reference: Floats, ids: NDArray[np.int64]) -> None:
+        """Compare one window.
+
+        Args:
+            candidate: Logits ``[tokens, vocab]`` of the compiled model; row t follows ``ids[t]``.
+            reference: Logits ``[tokens, vocab]`` of the source.
+            ids: ``[tokens]``, the text itself.
+
+        Raises:
+            MismatchError: The two do not speak of the same tokens.
+            QualityError: The divergence is not finite.
+        """
+        if candidate.shape != reference.shape or len(ids) != len(candidate):
+            raise MismatchError(
+                f"logits of {candidate.shape} cannot be compared with the reference's {reference.shape}.",
+                "Give the model the artifact was compiled from as the reference.",
+            )
+        for start in range(0, len(ids), _ROWS):
+            rows = slice(start, start + _ROWS)
+            log_q, log_p = log_softmax(candidate[rows]), log_softmax(reference[rows])
+            kl = kl_divergence(log_p, log_q)
+            if not np.isfinite(kl).all():
+                raise QualityError(
+                    f"the compiled model and its source cannot be compared in tokens {start} to {start + len(kl)}: "
+                    "a logit is not a number, or a token the source expects has probability 0.",
+                    "Compile with --quant fp32 to see whether the quantisation is the cause.",
+                )
+            self._kl.append(kl)
+            self._agreed += int((log_p.argmax(axis=1) == log_q.argmax(axis=1)).sum())
+            following = ids[start + 1 : start + _ROWS + 1]
+            self._loss -= float(log_q[range(len(following)), following].sum())
+            self._loss_reference -= float(log_p[range(len(following)), following].sum())
+            self._predicted += len(following)
+
+    def quality(self, text: str) -> Quality:
+        """The figures so far; ``text`` says what was read. Needs at least one window of two tokens."""
+        kl = np.concatenate(self._kl)
+        return Quality(
+            tokens=len(kl),
+            kl_mean=float(kl.mean()),
+            kl_p99=float(np.percentile(kl, 99)),
+            top1_agreement=self._agreed / len(kl),
+            ppl_reference=float(np.exp(self._loss_reference / self._predicted)),
+            ppl=float(np.exp(self._loss / self._predicted)),
+            text=text,
+        )
+
+
+def log_softmax(logits: Floats) -> NDArray[np.float64]:
+    """Natural logarithm of the softmax of each row ``[rows, vocab]``, in float64."""
+    shifted = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # infinities become NaN, which the caller refuses
+        shifted -= shifted.max(axis=1, keepdims=True)
+        shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
+
+
+def kl_divergence(log_p: NDArray[np.float64], log_q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``sum p (log p - log q)`` of each row ``[rows, vocab]``, in nats; at least 0."""
+    p = np.exp(log_p)
+    # 0 log 0 is 0; NaN must get through to be refused.
+    difference = np.subtract(log_p, log_q, out=np.zeros_like(p), where=p != 0)
+    return np.maximum((p * difference).sum(axis=1), 0.0)
+
+
+def measure_quality(
+    model: Model, imported: ImportedModel, text: Path | None = None, progress: Progress | None = None
+) -> Quality:
+    """Compare a loaded artifact with its source on a text neither was tuned on.
+
+    Args:
+        model: The compiled decoder.
+        imported: Its source, before any pass changed the graph.
+        text: UTF-8 file to read, whole; None is the project's own held-out text.
+        progress: Told after each window.
+
+    Raises:
+        UsageError: The text is unreadable or shorter than two tokens.
+        UnsupportedError: onnxruntime cannot run the source's graph.
+        MismatchError: The artifact was not made from this source.
+        QualityError: The divergence is not finite.
+        ResourceError: No room for the reference graph on disk.
+    """
+    content, description = read_text(text)
+    ids = np.asarray(model.tokenizer.encode(content), np.int64)
+    if len(ids) < 2:
+        raise UsageError(f"{description} has {len(ids)} tokens.", "Give a text of some hundred words or more.")
+    context = imported.llm.context_length if imported.llm else WINDOW
+    # A last window of one token would have nothing to predict.
+    windows = [w for s in range(0, len(ids), min(WINDOW, context)) if len(w := ids[s : s + min(WINDOW, context)]) > 1]
+    divergence = Divergence()
+    done, total = 0, sum(map(len, windows))
+    with reference(imported) as reference_logits:
+        for window in windows:
+            divergence.add(model.logits(window.tolist()), reference_logits(window), window)
+            done += len(window)
+            if progress is not None:
+                progress(done, total)
+    return divergence.quality(description)
+
+
+def read_text(path: Path | None) -> tuple[str, str]:
+    """The text to read, and its name with its sha256 for :attr:`Quality.text`.
+
+    Raises:
+        UsageError: The file cannot be read as UTF-8.
+    """
+    try:
+        data = path.read_bytes() if path else (resources.files("aicc.compiler") / "data/heldout.txt").read_bytes()
+        name = path.name if path else "heldout.txt"
+        return data.decode(), f"{name} sha256:{hashlib.sha256(data).hexdigest()}"
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the text {path} cannot be read: {error}.", "Give a plain UTF-8 text file.") from error
+
+
+@contextmanager
+def reference(imported: ImportedModel) -> Iterator[Callable[[NDArray[np.int64]], Floats]]:
+    """The source at float32, as a function from ids ``[tokens]`` to logits ``[tokens, vocab]``.
+
+    The graph is written to a temporary folder weight by weight and mapped by onnxruntime, so that
+    memory holds one dequantised matrix at a time, not the model.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 3
+    # Nothing may be computed in integers, and no weight may be kept a second time.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    with tempfile.TemporaryDirectory(prefix="aicc-reference-") as directory:
+        path = Path(directory) / "model.onnx"
+        try:
+            ir.save(float32_weights(imported.graph), path, external_data="model.data")
+        except OSError as error:
+            remedy = "Free some space or point TMPDIR elsewhere."
+            raise ResourceError(f"the reference cannot be written to {directory}: {error}.", remedy) from error
+        try:
+            session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
+            )
+        except Exception as error:  # onnxruntime's own classes share no narrower base
+            raise UnsupportedError(f"onnxruntime cannot run the source's graph: {error}.") from error
+        yield lambda ids: session.run(["logits"], _decoder_inputs(session.get_inputs(), ids))[0][0]
+
+
+def float32_weights(model: ir.Model) -> ir.Model:
+    """A copy that dequantises in float32, whatever the scales are stored in; weights are shared.
+
+    Multiplying a 4-bit integer by a float16 scale in float16 rounds, which the source format
+    does not ask for.
+    """
+    model = model.clone()
+    for node in list(model.graph):
+        weight = match_blockwise(node.outputs[0])
+        if weight is None or weight.scales.dtype == ir.DataType.FLOAT or node.op_type != "Cast":
+            continue
+        for factor in filter(None, (weight.scales, weight.minimum)):
+            users = tuple(factor.uses())
+            wide = ir.node("Cast", [factor], attributes={"to": int(ir.DataType.FLOAT)})
+            wide.outputs[0].type, wide.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), factor.shape
+            for user, index in users:
+                user.replace_input_with(index, wide.outputs[0])
+            model.graph.insert_before(model.graph[0], wide)
+        between = node.inputs[0]
+        while between.producer() is not None:  # back to the DequantizeLinear, whose first input is an initializer
+            between.type = ir.TensorType(ir.DataType.FLOAT)
+            between = between.producer().inputs[0]
+    return model
+
+
+def _decoder_inputs(specs: list, ids: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+    """Inputs of an imported decoder for one sequence without a past (see ``ImportedModel.graph``)."""
+    known = {
+        "input_ids": ids[None],
+        "attention_mask": np.ones((1, len(ids)), np.int64),
+        "position_ids": np.arange(len(ids), dtype=np.int64)[None],
+    }
+    past = {
+        spec.name: np.zeros((1, spec.shape[1], 0, spec.shape[3]), np.float32) for spec in specs if len(spec.shape) == 4
+    }
+    return {spec.name: (known | past)[spec.name] for spec in specs}
