@@ -67,6 +67,7 @@ class Target:
         shapes: Whether tensors may have sizes known only at run time.
         alignment: Bytes each weight is aligned to.
         memory_bytes: Memory of the device, None if it is the host's.
+        merges_projections: Whether one wide product is better than several that share an input.
         evidence: What has been shown of it on the machines the project is tested on.
     """
 
@@ -84,6 +85,7 @@ class Target:
     shapes: Literal["dynamic", "static"] = "dynamic"
     alignment: int = 64
     memory_bytes: int | None = None
+    merges_projections: bool = False
     evidence: Evidence = "runs"
 
     def __post_init__(self) -> None:

@@ -1,0 +1,146 @@
+"""The compile half for OpenVINO: outline weights → convert → flatten (decoders) → attach → store.
+
+The result is OpenVINO's own intermediate representation, read by every plugin; a plugin turns it
+into machine code when it is loaded, with the options stored beside it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import onnx_ir as ir
+import openvino as ov
+from openvino.frontend import FrontEndManager
+
+from aicc.compiler.importers import ImportedModel
+from aicc.compiler.lowering import LoweredVariant, WeightStore
+from aicc.compiler.passes.attention_mask import attention_visibility
+from aicc.compiler.report import OpCoverage, PassRecord
+from aicc.runtime.errors import UnsupportedError
+from aicc.runtime.target import Target
+from aicc.targets.openvino.lowering.conversions import DecoderConversions
+from aicc.targets.openvino.lowering.decoder import flatten_tokens, share_constants
+from aicc.targets.openvino.lowering.ir_file import write_ir
+from aicc.targets.openvino.lowering.weights import WeightOutline, transpose_in_products
+
+GRAPH_FILE = "model.xml"
+DECODER_FILE = "decoder.json"
+
+
+def lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
+    """Write ``model.xml`` (and ``decoder.json``) for one of OpenVINO's devices.
+
+    Args:
+        imported: The optimised and quantised graph; it is not changed.
+        target: One of this family's targets.
+        directory: Where the variant's files go.
+        weights: The artifact's weights file.
+
+    Raises:
+        UnsupportedError: An operator has no conversion; names the nodes.
+    """
+    refuse_operators(imported.graph, target)
+    decoder = imported.kind == "decoder"
+    if decoder and not target.kv_dtypes:
+        raise UnsupportedError(
+            f"{target.name} has no paged KV cache, so it cannot run a decoder.", "Compile for openvino:cpu or openvino:gpu."
+        )
+    coverage = [OpCoverage(op, delegated=count) for op, count in sorted(_operators(imported.graph).items())]
+    started = time.perf_counter()
+    conversions = DecoderConversions()
+    visible = attention_visibility(imported.graph, imported.llm.context_length) if decoder else {}
+    outline = WeightOutline(imported.graph.clone(), weights)
+    model = _convert(outline.model, conversions if decoder else None)
+    before = len(model.get_ops())
+    files = [GRAPH_FILE]
+    if decoder:
+        model = flatten_tokens(model)
+    transpose_in_products(model)
+    outline.attach(model)
+    share_constants(model)
+    if decoder:
+        layers = []
+        for index, (attention, view) in enumerate(zip(conversions.attentions, visible.values(), strict=True)):
+            attention.stand_in.set_friendly_name(f"attention.{index}")
+            layers.append(
+                {
+                    "query_heads": attention.query_heads,
+                    "kv_heads": attention.kv_heads,
+                    "head_size": attention.head_size,
+                    "scale": attention.scale,
+                    "window": view.window,
+                }
+            )
+        Path(directory, DECODER_FILE).write_text(json.dumps({"layers": layers}, indent=1))
+        files.append(DECODER_FILE)
+    write_ir(model, outline.placed, weights, Path(directory, GRAPH_FILE))
+    record = PassRecord("convert to OpenVINO", time.perf_counter() - started, before, len(model.get_ops()))
+    return LoweredVariant(
+        files=files,
+        requires={"openvino": ov.__version__.split("-")[0]},
+        options=_options(imported, target),
+        coverage=coverage,
+        passes=[record],
+        weight_bytes_per_token=_bytes_per_token(model, outline) if decoder else 0,
+    )
+
+
+def refuse_operators(graph: ir.Model, target: Target) -> None:
+    """Raise for the operators a target's rules refuse, naming each node."""
+    refused = [n for n in graph.graph.all_nodes() if target.op_rules.get(n.op_type) == "refuse"]
+    if refused:
+        names = ", ".join(f"{n.name} ({n.op_type})" for n in refused[:5])
+        raise UnsupportedError(f"{target.name} cannot run {len(refused)} node(s): {names}.", "Compile for --target reference.")
+
+
+def _convert(model: ir.Model, conversions: DecoderConversions | None) -> ov.Model:
+    frontend = FrontEndManager().load_by_framework("onnx")
+    for extension in conversions.extensions() if conversions else ():
+        frontend.add_extension(extension)
+    proto = ir.to_proto(model)
+    try:
+        return frontend.convert(frontend.load(io.BytesIO(proto.SerializeToString())))
+    except Exception as error:  # the frontend raises its own hierarchy, with a C++ trace in the text
+        if isinstance(error.__cause__, UnsupportedError):
+            raise error.__cause__ from None
+        reasons = [line.strip() for line in str(error).splitlines() if line.strip().startswith("--")]
+        raise UnsupportedError(
+            f"OpenVINO cannot convert this graph: {'; '.join(reasons) or str(error).splitlines()[0]}.",
+            "Compile for --target reference.",
+        ) from error
+
+
+def _operators(model: ir.Model) -> Counter[str]:
+    return Counter(n.op_type for n in model.graph.all_nodes())
+
+
+def _options(imported: ImportedModel, target: Target) -> dict[str, str]:
+    """What the plugin must be loaded with so that the numbers are those that were measured."""
+    return {}
+
+
+def _bytes_per_token(model: ov.Model, outline: WeightOutline) -> int:
+    """Weights read to decode one token: all that is placed, but of a gathered table only one row."""
+    total = 0
+    for parameter in model.get_parameters():
+        placed = outline.placed.get(parameter.get_friendly_name())
+        if placed is None:
+            continue
+        total += placed.bytes if _reaches_product(parameter) else placed.bytes // _rows(parameter)
+    return total
+
+
+def _rows(parameter: ov.op.Parameter) -> int:
+    return int(parameter.get_partial_shape()[0].get_length())
+
+
+def _reaches_product(node: ov.Node) -> bool:
+    """Whether a weight feeds more than a gather of rows, through its decompression."""
+    users = [t.get_node() for o in node.outputs() for t in o.get_target_inputs()]
+    through = [u for u in users if u.get_type_name() in ("Convert", "Subtract", "Multiply", "Reshape")]
+    others = [u for u in users if u not in through and u.get_type_name() != "Gather"]
+    return bool(others) or any(_reaches_product(u) for u in through)

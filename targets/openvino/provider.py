@@ -1,0 +1,272 @@
+"""The runtime half for OpenVINO: read the stored graph, put paged attention in, run it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError
+from aicc.runtime.provider import (
+    Array,
+    Compatibility,
+    Device,
+    Executable,
+    Fit,
+    LoadOptions,
+    TokenBatch,
+)
+from aicc.runtime.target import find_target
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+    from aicc.runtime.artifact import Artifact, Signature, Variant
+
+MAX_BATCH_TOKENS = 512  # a longer prompt is prefilled in chunks of this, which bounds activations
+
+
+class OpenVINOProvider:
+    """Runs artifacts of the ``openvino`` family through OpenVINO's plugins."""
+
+    def devices(self) -> list[Device]:
+        """Devices the installed plugins find."""
+        core = _core()
+        return [Device(name, str(core.get_property(name, "FULL_DEVICE_NAME"))) for name in core.available_devices]
+
+    def compatibility(self, variant: Variant) -> Compatibility:
+        """Whether the device is here and the installed OpenVINO reads the stored graph."""
+        device = find_target(variant.target).device
+        openvino = _openvino()
+        if not any(name.split(".")[0] == device for name in _core().available_devices):
+            return Compatibility(Fit.UNSUPPORTED, f"this machine has no {device} that OpenVINO can use; see `aicc doctor`.")
+        made, here = variant.requires.get("openvino", ""), openvino.__version__.split("-")[0]
+        if _version(here) < _version(made):
+            return Compatibility(
+                Fit.RECOMPILE,
+                f"it was made with OpenVINO {made} and {here} is installed; upgrade openvino, or compile again.",
+            )
+        if here != made:
+            return Compatibility(Fit.USABLE, f"it was made with OpenVINO {made}; {here} is installed.")
+        return Compatibility(Fit.OPTIMAL)
+
+    def load(self, artifact: Artifact, variant: Variant, options: LoadOptions) -> Executable:
+        """Read the graph, its constants mapped from the weights file, and compile it for the device.
+
+        Raises:
+            MismatchError: OpenVINO cannot compile it for the device.
+            ResourceError: Not enough memory.
+        """
+        device = find_target(variant.target).device
+        core = _core()
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **variant.options}
+        if options.threads is not None:
+            config["INFERENCE_NUM_THREADS"] = options.threads
+        folder = f"variants/{variant.name}"
+        graph = artifact.file(f"{folder}/model.xml")
+        try:
+            model = core.read_model(graph, artifact.file("weights/model.bin"))
+            if artifact.manifest.kind == "decoder":
+                layers = _decoder_layers(artifact.file(f"{folder}/decoder.json"))
+                model = _with_paged_attention(model, layers)
+                compiled = core.compile_model(model, device, config)
+                llm = artifact.manifest.llm
+                assert llm is not None
+                return Decoder(compiled, artifact.manifest.signatures, options.kv_tokens or llm.context_length)
+            return Tensors(core.compile_model(model, device, config), artifact.manifest.signatures)
+        except MemoryError as error:
+            raise ResourceError(f"not enough memory to load {artifact.path} on {device}.", "") from error
+        except RuntimeError as error:
+            raise MismatchError(
+                f"OpenVINO cannot load {graph} on {device}: {_last_line(error)}",
+                "Compile the model again on this machine, or for another target.",
+            ) from error
+
+
+class Tensors:
+    """A model of named arrays."""
+
+    def __init__(self, compiled: ov.CompiledModel, signatures: Mapping[str, Signature]) -> None:
+        self._compiled: ov.CompiledModel | None = compiled
+        self._request = compiled.create_infer_request()
+        self._signatures = signatures
+        self._device = _device_name(compiled)
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        """Signatures as the manifest gives them."""
+        return self._signatures
+
+    @property
+    def device(self) -> str:
+        """Device and its full name, as the plugin says."""
+        return self._device
+
+    def run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; outputs are copies."""
+        results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+        names = [t.name for t in self._signatures[signature].outputs]
+        return {name: np.array(results[name]) for name in names}
+
+    def close(self) -> None:
+        """Release the compiled model."""
+        self._request = None
+        self._compiled = None
+
+
+class Decoder(Tensors):
+    """A decoder over paged KV memory, one page table for all layers."""
+
+    def __init__(self, compiled: ov.CompiledModel, signatures: Mapping[str, Signature], kv_tokens: int) -> None:
+        super().__init__(compiled, signatures)
+        import openvino as ov
+
+        self._ov = ov
+        caches = [i for i in compiled.inputs if "_cache." in i.get_any_name()]
+        self._page_size = _tokens_per_page(caches[0])
+        self._page_count = -(-kv_tokens // self._page_size)
+        self._memory = {i.get_any_name(): _allocate(i, self._page_count) for i in caches}
+        for name, tensor in self._memory.items():
+            self._request.set_tensor(name, tensor)
+
+    @property
+    def page_size(self) -> int:
+        """Tokens a page holds."""
+        return self._page_size
+
+    @property
+    def page_count(self) -> int:
+        """Pages allocated; untouched ones take no memory."""
+        return self._page_count
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Most tokens a step may add."""
+        return MAX_BATCH_TOKENS
+
+    def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """One step; see :class:`aicc.runtime.provider.DecoderExecutable`."""
+        lengths = np.diff(batch.starts)
+        positions = np.arange(len(batch.tokens), dtype=np.int64)
+        positions += np.repeat(batch.past - batch.starts[:-1], lengths)
+        tensors = {
+            "input_ids": batch.tokens,
+            "position_ids": positions,
+            "past_lens": batch.past,
+            "subsequence_begins": batch.starts,
+            "block_indices": batch.pages,
+            "block_indices_begins": batch.page_starts,
+            "max_context_len": np.array((batch.past + lengths).max(), dtype=np.int32),
+            "logit_rows": batch.logit_rows,
+        }
+        request, tensor = self._request, self._ov.Tensor
+        for name, array in tensors.items():
+            request.set_tensor(name, tensor(array, shared_memory=True))
+        request.infer()
+        logits: NDArray[np.float32] = request.get_output_tensor(0).data
+        return logits
+
+    def close(self) -> None:
+        """Release the compiled model and the KV memory."""
+        super().close()
+        self._memory = {}
+
+
+def _with_paged_attention(model: ov.Model, layers: list[dict[str, Any]]) -> ov.Model:
+    """Replace each attention stand-in by the paged-attention operator, which has no stored form."""
+    import openvino as ov
+    from openvino import opset13 as op
+    from openvino.op import _PagedAttentionExtension as PagedAttention
+
+    nodes = {n.get_friendly_name(): n for n in model.get_ops() if n.get_type_name() == "VariadicSplit"}
+
+    def parameter(name: str, shape: list[int], dtype: ov.Type = ov.Type.i32) -> ov.op.Parameter:
+        made = op.parameter(shape, dtype, name=name)
+        made.output(0).set_names({name})
+        return made
+
+    def empty(dtype: type, shape: tuple[int, ...] = (0,)) -> ov.Output:
+        return op.constant(np.zeros(shape, dtype)).output(0)
+
+    tables = [parameter(n, [-1]) for n in ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")]
+    longest = parameter("max_context_len", [])
+    no_int, no_float, zero = empty(np.int32), empty(np.float32), op.constant(np.int32(0)).output(0)
+    # After the arguments every model uses come options none of ours does: score aggregation, cache
+    # rotation (3), sparse attention (3), sinks, cache eviction (4), token types, query bias (2).
+    unused = [no_int, no_int, no_int, no_float, no_float, zero, zero, empty(np.float32, (0, 0, 0, 0))]
+    unused += [zero, no_int, no_int, no_int, no_int, empty(np.uint8), no_int]
+    caches: list[ov.op.Parameter] = []
+    for index, layer in enumerate(layers):
+        stand_in = nodes.get(f"attention.{index}")
+        if stand_in is None:
+            raise IntegrityError(f"the stored graph has no attention.{index}.", "Compile the model again.")
+        query, key, value = stand_in.input_value(0).get_node().input_values()
+        pair = [parameter(f"{kind}_cache.{index}", [-1] * 4, ov.Type.dynamic) for kind in ("key", "value")]
+        caches += pair
+        arguments = [query, key, value, *(p.output(0) for p in pair), *(t.output(0) for t in tables)]
+        arguments += [op.constant(np.float32(layer["scale"])).output(0), op.constant(np.int32(layer["window"])).output(0)]
+        attention = PagedAttention([*arguments, no_float, longest.output(0), *unused])
+        facts = attention.get_rt_info()
+        facts["num_k_heads"] = facts["num_v_heads"] = layer["kv_heads"]
+        facts["k_head_size"] = facts["v_head_size"] = layer["head_size"]
+        for target in stand_in.output(0).get_target_inputs():
+            target.replace_source_output(attention.output(0))
+    return ov.Model(model.get_results(), [*model.get_parameters(), *tables, longest, *caches], "decoder")
+
+
+def _decoder_layers(path: Path) -> list[dict[str, Any]]:
+    try:
+        layers = json.loads(path.read_bytes())["layers"]
+        return [{**layer, "window": int(layer["window"]), "scale": float(layer["scale"])} for layer in layers]
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path} does not list the decoder's layers.", "Compile the model again.") from error
+
+
+def _tokens_per_page(cache: ov.ConstOutput) -> int:
+    """Tokens in a page: the third axis, less the rows that hold scales of a quantised cache."""
+    rows = int(cache.get_partial_shape()[2].get_length())
+    return rows // 32 * 32 if rows > 32 else rows
+
+
+def _allocate(cache: ov.ConstOutput, pages: int) -> ov.Tensor:
+    import openvino as ov
+
+    shape = [pages, *(d.get_length() for d in list(cache.get_partial_shape())[1:])]
+    return ov.Tensor(cache.get_element_type(), ov.Shape(shape))
+
+
+def _device_name(compiled: ov.CompiledModel) -> str:
+    devices = compiled.get_property("EXECUTION_DEVICES")
+    name = devices[0] if isinstance(devices, list) else str(devices)
+    return f"OpenVINO {name} ({_core().get_property(name, 'FULL_DEVICE_NAME')})"
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(p) for p in text.split(".")[:3] if p.isdigit())
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise MismatchError("OpenVINO is not installed.", "pip install 'aicc[openvino]'") from error
+    return openvino
+
+
+_CORE: Any = None
+
+
+def _core() -> ov.Core:
+    global _CORE
+    if _CORE is None:
+        _CORE = _openvino().Core()
+    return _CORE
