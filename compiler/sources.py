@@ -17,7 +17,13 @@ from aicc.runtime.errors import AiccError, IntegrityError, UnsupportedError, Usa
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+\.(?:gguf|onnx)))?")
 _HUB_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json"]
-_HUB_FILES += ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "modules.json", "1_Pooling/config.json"]
+_HUB_FILES += [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "modules.json",
+    "1_Pooling/config.json",
+]
 _HUB_SECONDS = 10  # to connect; a hub that does not answer by then is reported
 
 # What files that are no model of ours start with, and what to do about each.
@@ -71,7 +77,9 @@ def _from_path(path: Path, name: str) -> Source:
 def _from_folder(folder: Path, name: str) -> Source:
     """A Hugging Face folder, or the one model file in it."""
     if (folder / MANIFEST_NAME).exists() and (folder / "variants").exists():
-        raise UsageError(f"{folder} is an artifact, already compiled.", "Give the model it was made from, or run it: aicc run.")
+        raise UsageError(
+            f"{folder} is an artifact, already compiled.", "Give the model it was made from, or run it: aicc run."
+        )
     if (folder / "config.json").exists() and any(folder.glob("*.safetensors")):
         return Source(folder, "huggingface", name)
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in (".gguf", ".onnx"))
@@ -128,7 +136,9 @@ _GRAPH_FIELD = 7
 
 def _check_onnx(path: Path, size: int) -> None:
     """Walk the top-level protobuf fields: all must be a ModelProto's, end inside the file, one a graph."""
-    unknown = UnsupportedError(f"{path} is neither GGUF nor ONNX.", "Give a .gguf or .onnx file, or a Hugging Face folder.")
+    unknown = UnsupportedError(
+        f"{path} is neither GGUF nor ONNX.", "Give a .gguf or .onnx file, or a Hugging Face folder."
+    )
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         position, seen = 0, set()
         while position < size:
@@ -174,7 +184,9 @@ def _from_hub(repo: str, file: str | None, progress: Progress | None) -> Source:
     if progress:
         progress(f"fetching {repo} from the Hugging Face hub")
     try:
-        snapshot = Path(snapshot_download(repo, allow_patterns=[file] if file else _HUB_FILES, etag_timeout=_HUB_SECONDS))
+        snapshot = Path(
+            snapshot_download(repo, allow_patterns=[file] if file else _HUB_FILES, etag_timeout=_HUB_SECONDS)
+        )
         source = _from_path(snapshot / file, f"{repo}/{file}") if file else _from_folder(snapshot, repo)
     except (hub.GatedRepoError, hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
         raise UsageError(
@@ -185,7 +197,9 @@ def _from_hub(repo: str, file: str | None, progress: Progress | None) -> Source:
         raise _unreachable(repo, offline=constants.HF_HUB_OFFLINE) from error
     except UsageError as error:
         wanted = f"no file {file}" if file else "no config.json with safetensors weights"
-        raise UsageError(f"{repo} has {wanted}.", f"For a GGUF repository name one of its files: {repo}/FILE.gguf.") from error
+        raise UsageError(
+            f"{repo} has {wanted}.", f"For a GGUF repository name one of its files: {repo}/FILE.gguf."
+        ) from error
     return Source(source.path, source.kind, source.name, revision=snapshot.name)
 
 

@@ -8,14 +8,18 @@ out. Quantised sources keep their integers: the graph then holds the block-wise
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import onnx_ir as ir
 
 from aicc.runtime.artifact import LlmFacts, SourceInfo
+from aicc.runtime.errors import UnsupportedError, UsageError
 
 SourceKind = Literal["gguf", "huggingface", "onnx"]
 
@@ -56,6 +60,7 @@ class ImportedModel:
         chat_template: Jinja text, None if there is none.
         tokenizer_config: Values the chat template may use (``bos_token``, ``eos_token``, …).
         notes: What the importer had to decide, for the report.
+        weight_files: Files that hold the weights, in name order.
     """
 
     graph: ir.Model
@@ -66,6 +71,46 @@ class ImportedModel:
     chat_template: str | None = None
     tokenizer_config: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    weight_files: list[Path] = field(default_factory=list)
 
 
 Importer = Callable[[Source], ImportedModel]
+
+_MODULES = {"gguf": "gguf", "huggingface": "huggingface", "onnx": "onnx_file"}
+
+
+def import_model(source: Source, importer: str = "auto", digest: bool = True) -> ImportedModel:
+    """Import a model with the importer its kind asks for.
+
+    Args:
+        source: From :func:`aicc.compiler.sources.resolve`.
+        importer: ``auto``. ``optimum`` does not give a graph, see :mod:`aicc.compiler.importers.optimum`.
+        digest: Hash the weight files for ``info.sha256``; without it nothing but headers is read.
+
+    Raises:
+        UsageError: There is no such importer.
+        UnsupportedError: The model cannot be imported.
+        IntegrityError: Its files contradict themselves.
+    """
+    if importer == "optimum":
+        raise UnsupportedError(
+            "the optimum importer gives OpenVINO IR, not a graph, and serves the openvino family only.",
+            "Choose an openvino target, or leave --importer out.",
+        )
+    if importer != "auto":
+        raise UsageError(f"there is no importer {importer!r}.", "Choose auto or optimum.")
+    module = importlib.import_module(f"aicc.compiler.importers.{_MODULES[source.kind]}")
+    imported: ImportedModel = module.import_model(source)
+    if digest:
+        imported.info = msgspec.structs.replace(imported.info, sha256=sha256_of(imported.weight_files))
+    return imported
+
+
+def sha256_of(paths: list[Path]) -> str:
+    """One hash over the content of several files, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
