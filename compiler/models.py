@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 import msgspec
+
 from aicc.runtime.errors import AiccError, IntegrityError, ResourceError, UsageError
 
 Progress = Callable[[str], None]

@@ -207,5 +207,6 @@ def _unreachable(repo: str, offline: bool) -> AiccError:
     why = "offline mode is on (HF_HUB_OFFLINE)" if offline else "the Hugging Face hub cannot be reached"
     return UsageError(
         f"{repo} is not in the local hub cache and {why}.",
-        f"Connect to the network, or download the folder elsewhere and give its path; known without the hub: {', '.join(MODELS)}.",
+        "Connect to the network, or download the folder elsewhere and give its path; "
+        f"known without the hub: {', '.join(MODELS)}.",
     )

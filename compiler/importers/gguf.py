@@ -47,7 +47,9 @@ def import_model(source: Source) -> ImportedModel:
     kept: Counter[str] = Counter()
     bind_weights(built, _weights(file, row, config, notes), where, _Blocks(kept, notes))
     if _ROPE_FACTORS in file.tensors:
-        _divide_frequencies(built, _float_values(file.tensors[_ROPE_FACTORS]), config.rope_parameters["rope_theta"], where)
+        _divide_frequencies(
+            built, _float_values(file.tensors[_ROPE_FACTORS]), config.rope_parameters["rope_theta"], where
+        )
     notes += [f"{count} matrices keep their {kind} integers" for kind, count in kept.items()]
     return ImportedModel(
         graph=built.model,

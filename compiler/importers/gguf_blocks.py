@@ -99,10 +99,17 @@ _INT4, _UINT4, _INT8, _UINT8 = ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.
 _F16, _F32 = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 FORMATS: dict[GgmlType, BlockFormat] = {
-    GgmlType.Q4_0: BlockFormat(18, 32, _INT4, _F16, lambda b: _nibbles(b[:, 2:], 16).view(np.int8) - np.int8(8), _half(0)),
+    GgmlType.Q4_0: BlockFormat(
+        18, 32, _INT4, _F16, lambda b: _nibbles(b[:, 2:], 16).view(np.int8) - np.int8(8), _half(0)
+    ),
     GgmlType.Q4_1: BlockFormat(20, 32, _UINT4, _F16, lambda b: _nibbles(b[:, 4:], 16), _half(0), _half(2)),
     GgmlType.Q5_0: BlockFormat(
-        22, 32, _INT8, _F16, lambda b: (_nibbles(b[:, 6:], 16) | _fifth_bits(b, 2)).view(np.int8) - np.int8(16), _half(0)
+        22,
+        32,
+        _INT8,
+        _F16,
+        lambda b: (_nibbles(b[:, 6:], 16) | _fifth_bits(b, 2)).view(np.int8) - np.int8(16),
+        _half(0),
     ),
     GgmlType.Q5_1: BlockFormat(
         24, 32, _UINT8, _F16, lambda b: _nibbles(b[:, 8:], 16) | _fifth_bits(b, 4), _half(0), _half(2)
@@ -113,7 +120,14 @@ FORMATS: dict[GgmlType, BlockFormat] = {
     GgmlType.Q6_K: BlockFormat(210, 16, _INT8, _F32, _q6_k_values, _q6_k_scales),
 }
 
-_NUMPY = {_INT4: ml_dtypes.int4, _UINT4: ml_dtypes.uint4, _INT8: np.int8, _UINT8: np.uint8, _F16: np.float16, _F32: np.float32}
+_NUMPY = {
+    _INT4: ml_dtypes.int4,
+    _UINT4: ml_dtypes.uint4,
+    _INT8: np.int8,
+    _UINT8: np.uint8,
+    _F16: np.float16,
+    _F32: np.float32,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +155,9 @@ def block_tensors(rows: np.ndarray, kind: GgmlType, selected: np.ndarray | None 
     def lazy(part: Part, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.LazyTensor:
         def load() -> ir.Tensor:
             chosen = rows if selected is None else rows[selected]
-            return ir.Tensor(np.ascontiguousarray(part(chosen.reshape(-1, form.bytes)).reshape(shape)).astype(_NUMPY[dtype]), dtype)
+            return ir.Tensor(
+                np.ascontiguousarray(part(chosen.reshape(-1, form.bytes)).reshape(shape)).astype(_NUMPY[dtype]), dtype
+            )
 
         return ir.LazyTensor(load, dtype, ir.Shape(shape))
 

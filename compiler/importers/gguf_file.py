@@ -12,6 +12,7 @@ import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +156,15 @@ class _Cursor:
         if kind == _STRING:
             return self.text(key)
         if kind != _ARRAY or depth == _MAX_NESTING:
-            raise IntegrityError(f"{self.path}: the key {key!r} has the unknown value type {kind}.", "The file is damaged.")
+            raise IntegrityError(
+                f"{self.path}: the key {key!r} has the unknown value type {kind}.", "The file is damaged."
+            )
         item, count = self.number("<I", key), self.number("<Q", key)
         if item in _NUMBERS:
             dtype = _NUMBERS[item]
-            return np.frombuffer(self.take(self.bounded(count, dtype.itemsize, f"values in {key!r}") * dtype.itemsize, key), dtype)
+            return np.frombuffer(
+                self.take(self.bounded(count, dtype.itemsize, f"values in {key!r}") * dtype.itemsize, key), dtype
+            )
         smallest = 8 if item == _STRING else 12
         return [self.value(item, key, depth + 1) for _ in range(self.bounded(count, smallest, f"values in {key!r}"))]
 
@@ -174,7 +179,8 @@ def _tensor_description(cursor: _Cursor, index: int) -> tuple[str, GGMLQuantizat
     kind, offset = cursor.number("<I", name), cursor.number("<Q", name)
     if kind not in _FORMATS:
         raise UnsupportedError(
-            f"{cursor.path}: tensor {name!r} has the unknown number format {kind}.", "Quantise the model in another format."
+            f"{cursor.path}: tensor {name!r} has the unknown number format {kind}.",
+            "Quantise the model in another format.",
         )
     if 0 in shape:
         raise IntegrityError(f"{cursor.path}: tensor {name!r} has the shape {list(shape)}.", "The file is damaged.")
@@ -203,7 +209,7 @@ def _map_tensors(path: Path, data: mmap.mmap, start: int, described: list) -> di
         tensors[name] = GgufTensor(name, kind, shape, np.frombuffer(data, np.uint8, size, start + offset))
         spans.append((offset, offset + size, name))
     spans.sort()
-    for (_, end, first), (begin, _, second) in zip(spans, spans[1:], strict=False):
+    for (_, end, first), (begin, _, second) in pairwise(spans):
         if begin < end:
             raise IntegrityError(f"{path}: the tensors {first!r} and {second!r} overlap.", "The file is damaged.")
     return tensors

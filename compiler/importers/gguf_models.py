@@ -40,7 +40,9 @@ _GEMMA_TENSORS = _LLAMA_TENSORS | {
     "blk.#.post_ffw_norm": "model.layers.#.post_feedforward_layernorm",
 }
 _PHI3_TENSORS = {
-    name: target for name, target in _LLAMA_TENSORS.items() if name not in ("blk.#.attn_q", "blk.#.attn_k", "blk.#.attn_v")
+    name: target
+    for name, target in _LLAMA_TENSORS.items()
+    if name not in ("blk.#.attn_q", "blk.#.attn_k", "blk.#.attn_v")
 } | {
     "blk.#.attn_qkv": "model.layers.#.self_attn.qkv_proj",
     "blk.#.ffn_up": "model.layers.#.mlp.gate_up_proj",
@@ -128,12 +130,15 @@ def hf_config(file: GgufFile, arch: str, row: Architecture) -> Any:
 
     fields = _sizes(file, arch) | _numbers(file, arch)
     fields.setdefault("num_key_value_heads", fields["num_attention_heads"])
-    fields.setdefault("vocab_size", file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 1)
+    embedding = file.tensors.get("token_embd.weight")
+    fields.setdefault("vocab_size", embedding.shape[0] if embedding else 1)
     fields.setdefault("head_dim", fields["hidden_size"] // fields["num_attention_heads"])
     heads, kv_heads = fields["num_attention_heads"], fields["num_key_value_heads"]
-    if heads % kv_heads or fields["head_dim"] < 1 or file.metadata.get(f"{arch}.attention.value_length", fields["head_dim"]) != fields["head_dim"]:
+    head_dim, value_dim = fields["head_dim"], file.metadata.get(f"{arch}.attention.value_length", fields["head_dim"])
+    if heads % kv_heads or head_dim < 1 or value_dim != head_dim:
         raise IntegrityError(
-            f"{file.path}: {heads} heads, {kv_heads} key-value heads of {fields['head_dim']} values do not fit together.",
+            f"{file.path}: {heads} heads, {kv_heads} key-value heads of {head_dim} and {value_dim} values "
+            "do not fit together.",
             "The file is damaged.",
         )
     fields["tie_word_embeddings"] = "output.weight" not in file.tensors
@@ -152,7 +157,9 @@ def _sizes(file: GgufFile, arch: str) -> dict[str, Any]:
             raise IntegrityError(f"{file.path} has no {arch}.{key}.", "Convert the model again.")
         if hasattr(value, "__len__") and not isinstance(value, str):  # some converters write one value a layer
             if len(set(value)) != 1:
-                raise UnsupportedError(f"{file.path}: {arch}.{key} differs from layer to layer, which is not supported here.")
+                raise UnsupportedError(
+                    f"{file.path}: {arch}.{key} differs from layer to layer, which is not supported here."
+                )
             value = int(value[0])
         check_limits(str(file.path), [(field, f"{arch}.{key}", value)])
         if value is not None:
@@ -182,7 +189,8 @@ def _rope(file: GgufFile, arch: str, fields: dict[str, Any]) -> dict[str, Any]:
     scaling = file.metadata.get(f"{arch}.rope.scaling.type", "none")
     if scaling not in ("none", "linear") or not isinstance(rotated, int) or not 1 <= rotated <= fields["head_dim"]:
         raise UnsupportedError(
-            f"{file.path}: positions scaled by {scaling!r} over {rotated!r} of {fields['head_dim']} values are not supported.",
+            f"{file.path}: positions scaled by {scaling!r} over {rotated!r} of a head's {fields['head_dim']} values "
+            "are not supported.",
             "Use the model's Hugging Face folder instead.",
         )
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}

@@ -52,13 +52,15 @@ class LazyWeight(torch.Tensor):
         return weight
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN206
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in _NEED_VALUES:
             return func(*pytree.tree_map(_materialise, args), **pytree.tree_map(_materialise, kwargs))
         if func._schema.is_mutable:
             if isinstance(args[0], LazyWeight):
-                raise UnsupportedError(f"this model's weights are changed in place ({func}), which cannot be done lazily.")
+                raise UnsupportedError(
+                    f"this model's weights are changed in place ({func}), which cannot be done lazily."
+                )
             return func(*pytree.tree_map(_materialise, args), **pytree.tree_map(_materialise, kwargs))
         meta_kwargs = {key: torch.device("meta") if key == "device" else value for key, value in kwargs.items()}
         results = func(*pytree.tree_map(_to_meta, args), **pytree.tree_map(_to_meta, meta_kwargs))
@@ -69,7 +71,12 @@ class LazyWeight(torch.Tensor):
 
 def _wrap(meta: torch.Tensor) -> LazyWeight:
     weight = torch.Tensor._make_wrapper_subclass(
-        LazyWeight, meta.shape, strides=meta.stride(), storage_offset=meta.storage_offset(), dtype=meta.dtype, device="cpu"
+        LazyWeight,
+        meta.shape,
+        strides=meta.stride(),
+        storage_offset=meta.storage_offset(),
+        dtype=meta.dtype,
+        device="cpu",
     )
     weight.load = weight.origin = weight.recipe = None
     return weight

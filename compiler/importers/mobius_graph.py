@@ -7,7 +7,8 @@ numbers before, and puts lazy weights into the graph after.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,15 +107,15 @@ def build_graph(hf_config: Any, where: str) -> BuiltGraph:
     return BuiltGraph(package["model"], module, config, task)
 
 
-class _quiet:  # noqa: N801
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Keeps mobius' and onnx_ir's progress notes off stderr; they are not about the user's model."""
-
-    def __enter__(self) -> None:
-        self.disabled = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *exc: object) -> None:
-        logging.disable(self.disabled)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def bind_weights(
@@ -143,7 +144,7 @@ def bind_weights(
         raise
     except Exception as error:  # shapes mobius did not expect; see build_graph
         raise IntegrityError(
-            f"{where}: the weights do not fit this {built.config.__class__.__name__} ({type(error).__name__}: {error}).",
+            f"{where}: the weights are not those of the model its config names ({type(error).__name__}: {error}).",
             "The file is damaged or of another architecture than it says.",
         ) from error
     used: set[int] = set()
@@ -155,8 +156,9 @@ def bind_weights(
         if weight is None:
             raise IntegrityError(f"{where} has no weight for {name!r}.", "The file is damaged or incomplete.")
         if tuple(weight.shape) != tuple(value.shape):
+            shapes = f"{list(weight.shape)} and the model's config asks for {list(value.shape)}"
             raise IntegrityError(
-                f"{where}: the weight {name!r} is {list(weight.shape)} and the model's config asks for {list(value.shape)}.",
+                f"{where}: the weight {name!r} is {shapes}.",
                 "The file is damaged or its config belongs to another model.",
             )
         used.add(id(weight))
@@ -170,7 +172,9 @@ def bind_weights(
         )
 
 
-def _bind(graph: ir.Graph, value: ir.Value, weight: torch.Tensor, tied: dict[int, ir.Value], blockwise: Blockwise | None) -> None:
+def _bind(
+    graph: ir.Graph, value: ir.Value, weight: torch.Tensor, tied: dict[int, ir.Value], blockwise: Blockwise | None
+) -> None:
     """One constant: the one already bound to the same weight, its quantised form, or lazy floats."""
     shared = tied.get(id(weight))
     if shared is None and blockwise is not None and _is_matrix(value):

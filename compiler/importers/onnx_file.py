@@ -1,0 +1,169 @@
+"""Imports ONNX files as they are: operators, control flow and quantisation untouched.
+
+What is done here is checking: versions, the graph's own rules, and that external data lies in the
+model's folder and inside its files. External data is mapped when it is written out.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.passes import common as common_passes
+
+from aicc.compiler.importers import ImportedModel, Source
+from aicc.compiler.importers.files import contained_file, read_tokenizer
+from aicc.runtime.artifact import SourceInfo
+from aicc.runtime.errors import IntegrityError, UnsupportedError
+
+_OLDEST_OPSET, _OLDEST_IR = 7, 3  # before these, operators meant other things and shapes were not typed
+
+
+def import_model(source: Source) -> ImportedModel:
+    """Import an ONNX file as a model of tensors.
+
+    Raises:
+        IntegrityError: Truncated, breaks ONNX' rules, or names data it may not or cannot have.
+        UnsupportedError: A version that is not known.
+    """
+    proto = _load(source.path)
+    _check_versions(proto, source.path)
+    data_files = _check_tensors(proto, source.path)
+    _check_graph(source.path)
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, source.path.parent)
+    notes = _normalise(model)
+    return ImportedModel(
+        graph=model,
+        kind="tensors",
+        info=SourceInfo(source.name, "onnx", "", source.revision, source.licence),
+        tokenizer_json=read_tokenizer(source.path.parent),
+        notes=notes,
+        weight_files=[source.path, *sorted(data_files)],
+    )
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise IntegrityError(f"{path} is not a readable ONNX file: {error}.", "Download or export it again.") from error
+
+
+def _check_versions(proto: onnx.ModelProto, path: Path) -> None:
+    if not _OLDEST_IR <= proto.ir_version <= onnx.IR_VERSION:
+        raise UnsupportedError(
+            f"{path} has ONNX IR version {proto.ir_version}; {_OLDEST_IR} to {onnx.IR_VERSION} are read.",
+            "Export the model again, or update onnx.",
+        )
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    opset = opsets.get("", opsets.get("ai.onnx", 0))
+    newest = onnx.defs.onnx_opset_version()
+    if not _OLDEST_OPSET <= opset <= newest:
+        raise UnsupportedError(
+            f"{path} uses ONNX opset {opset}; {_OLDEST_OPSET} to {newest} are read.",
+            "Export the model with another opset.",
+        )
+
+
+def _check_tensors(proto: onnx.ModelProto, path: Path) -> set[Path]:
+    """Check that every constant has the values its shape and type need; returns the external files."""
+    files: set[Path] = set()
+    for tensor in _tensors(proto):
+        where = f"{path}: tensor {tensor.name!r}"
+        if any(size < 0 for size in tensor.dims) or tensor.data_type not in _TYPES:
+            raise IntegrityError(
+                f"{where} has type {tensor.data_type} and shape {list(tensor.dims)}.", "It is damaged."
+            )
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            files.add(_check_external(tensor, path, where))
+            continue
+        needed, held, what = _embedded(tensor)
+        if needed != held:
+            raise IntegrityError(
+                f"{where} {list(tensor.dims)} needs {needed:,} {what} and has {held:,}.",
+                "The file is damaged; download or export it again.",
+            )
+    return files
+
+
+_TYPES = {int(dtype) for dtype in ir.DataType} - {int(ir.DataType.UNDEFINED)}
+_TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes a constant's values take, packed; strings have no such size."""
+    dtype = ir.DataType(tensor.data_type)
+    return 0 if dtype == ir.DataType.STRING else math.ceil(math.prod(tensor.dims) * dtype.bitwidth / 8)
+
+
+def _embedded(tensor: onnx.TensorProto) -> tuple[int, int, str]:
+    """How much a constant inside the file needs, how much it has, and of what."""
+    if tensor.HasField("raw_data"):
+        return _bytes(tensor), len(tensor.raw_data), "bytes"
+    held = sum(len(getattr(tensor, field)) for field in _TYPED_FIELDS)
+    dtype, count = ir.DataType(tensor.data_type), math.prod(tensor.dims)
+    if dtype.is_string() or dtype.bitwidth >= 8:
+        return count * (2 if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128) else 1), held, "values"
+    return math.ceil(count * dtype.bitwidth / 8), held, "packed bytes"
+
+
+def _check_external(tensor: onnx.TensorProto, path: Path, where: str) -> Path:
+    expected = _bytes(tensor)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    file = contained_file(path.parent, entries.get("location", ""), where)
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", expected))
+    except ValueError as error:
+        raise IntegrityError(f"{where} has external data at {entries}.", "It is damaged.") from error
+    size = file.stat().st_size
+    if offset < 0 or length != expected or offset + length > size:
+        raise IntegrityError(
+            f"{where} needs {expected:,} bytes and names {length:,} at {offset:,} of {file.name}, which has {size:,}.",
+            "The files do not belong together or are damaged; download or export the model again.",
+        )
+    return file
+
+
+def _tensors(message: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Every constant of the model: in graphs, functions, and attributes of nodes at any depth."""
+    found: list[onnx.TensorProto] = []
+    graphs: list[onnx.GraphProto | onnx.FunctionProto] = [message.graph, *message.functions]
+    while graphs:
+        graph = graphs.pop()
+        found += getattr(graph, "initializer", [])
+        for sparse in getattr(graph, "sparse_initializer", []):
+            found += [sparse.values, sparse.indices]
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            graphs += [attribute.g] if attribute.HasField("g") else []
+            graphs += attribute.graphs
+            found += [attribute.t] if attribute.HasField("t") else []
+            found += attribute.tensors
+    return found
+
+
+def _check_graph(path: Path) -> None:
+    """ONNX' own checker: names, order, attributes and types of operators."""
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()
+        raise IntegrityError(
+            f"{path} breaks ONNX' rules: {reason[0] if reason else 'no reason given'}.", "Export the model again."
+        ) from error
+
+
+def _normalise(model: ir.Model) -> list[str]:
+    """Undo two ways of writing a graph that mean nothing to a compiler: default inputs and functions."""
+    notes = []
+    defaults = [value.name for value in model.graph.inputs if value.name in model.graph.initializers]
+    if defaults:
+        common_passes.RemoveInitializersFromInputsPass()(model)
+        notes.append(f"{len(defaults)} inputs with a default became constants")
+    if model.functions:
+        notes.append(f"{len(model.functions)} functions were inlined")
+        common_passes.InlinePass()(model)
+    return notes
