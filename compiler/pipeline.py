@@ -1,1 +1,193 @@
 """The whole of ``aicc compile`` on one screen: import → optimize → quantize → lower → package."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+
+from aicc.compiler.evaluate import measure_quality
+from aicc.compiler.facts import graph_signatures, kv_bytes_per_token, weight_layers
+from aicc.compiler.importers import ImportedModel, Source, import_model
+from aicc.compiler.lowering import LoweredVariant
+from aicc.compiler.optimize import optimize
+from aicc.compiler.package import ArtifactWriter
+from aicc.compiler.quantization.policy import Quant, quantize
+from aicc.compiler.report import CompileReport, PhaseRecord
+from aicc.compiler.sources import resolve
+from aicc.compiler.template_check import check_template
+from aicc.runtime.artifact import Artifact, Format, Manifest, MemoryFacts, Variant
+from aicc.runtime.errors import QualityError, UnsupportedError, UsageError
+from aicc.runtime.generator import Model
+from aicc.runtime.machine import peak_rss_bytes
+from aicc.runtime.provider import Fit, LoadOptions
+from aicc.runtime.session import load_artifact
+from aicc.runtime.target import Target, find_target, load_object
+
+PHASES = ("import", "optimize", "quantize", "lower", "package")
+_PRODUCERS = ("aicc", "onnx-ir", "onnxscript", "mobius-onnx", "openvino")
+Progress = Callable[[str, str], None]
+
+
+def compile_model(
+    source: str | Source,
+    target: str | Target,
+    output: Path | None,
+    *,
+    quant: Quant = "auto",
+    group_size: int | None = None,
+    importer: str = "auto",
+    dump_graph: Path | None = None,
+    stop_after: str | None = None,
+    measure: bool = True,
+    max_kl: float | None = None,
+    progress: Progress = lambda phase, message: None,
+) -> CompileReport:
+    """Compile a model for a target into an artifact.
+
+    Args:
+        source: What ``aicc compile`` takes: a name, hub id, folder or file, or a resolved source.
+        target: ``family:variant``, or a target.
+        output: The artifact to make; may be None when ``stop_after`` comes before packaging.
+        quant: Weight format; see :mod:`aicc.compiler.quantization.policy`.
+        group_size: Values that share a scale, for int8 and int4.
+        importer: ``auto``, ``mobius`` or ``optimum``.
+        dump_graph: Folder that gets the graph as ONNX text after each phase, weights left out.
+        stop_after: Last phase to run.
+        measure: Whether to measure a decoder's quality against its source.
+        max_kl: Refuse an artifact whose mean KL divergence is above this.
+        progress: Told the phase and what is being done.
+
+    Returns:
+        How the model was made; the artifact has it too.
+
+    Raises:
+        AiccError: Any of its kinds; nothing is left at ``output`` then.
+    """
+    target = find_target(target) if isinstance(target, str) else target
+    if target.lowering is None:
+        raise UsageError(f"nothing is compiled for {target.name}.", "Choose a target that `aicc targets` can compile.")
+    if stop_after is not None and stop_after not in PHASES:
+        raise UsageError(f"there is no phase {stop_after!r}.", f"The phases are {', '.join(PHASES)}.")
+    report = CompileReport(target=target.name, quantization=quant)
+
+    def finished(phase: str, imported: ImportedModel) -> bool:
+        if dump_graph is not None:
+            _dump(imported.graph, dump_graph, PHASES.index(phase), phase)
+        return phase == stop_after
+
+    with _phase(report, "import", progress, f"reading {source if isinstance(source, str) else source.name}"):
+        imported = import_model(resolve(source) if isinstance(source, str) else source, importer)
+        report.notes += imported.notes
+        if imported.chat_template is not None:
+            report.notes += check_template(imported.chat_template, imported.tokenizer_config)
+    if finished("import", imported):
+        return report
+    original = imported.graph.clone()  # shares the lazy weights: what quality is measured against
+    with _phase(report, "optimize", progress, "simplifying the graph") as record:
+        record.passes += optimize(imported, target)
+    if finished("optimize", imported):
+        return report
+    with _phase(report, "quantize", progress, f"choosing weight formats ({quant})"):
+        report.quantization = quantize(imported, target, quant, group_size)
+        report.layers = weight_layers(imported.graph)
+    if finished("quantize", imported):
+        return report
+    if output is None:
+        raise UsageError("no output was named for the artifact.", "Give -o FILE.aicc.")
+    weight_bytes = sum(layer.bytes for layer in report.layers)
+    with ArtifactWriter(output, weight_bytes) as writer:
+        name = target.name.replace(":", "-")
+        with _phase(report, "lower", progress, f"lowering for {target.name}") as record:
+            lower = load_object(target.lowering)
+            lowered: LoweredVariant = lower(imported, target, writer.variant_directory(name), writer.weights)
+            record.passes += lowered.passes
+            report.coverage = lowered.coverage
+            report.weight_bytes_per_token = lowered.weight_bytes_per_token
+        if finished("lower", imported):
+            return report
+        with _phase(report, "package", progress, "writing the artifact"):
+            writer.write_graph(imported.graph)
+            if imported.tokenizer_json is not None:
+                writer.write_tokenizer(imported.tokenizer_json, imported.chat_template, imported.tokenizer_config)
+            manifest = _manifest(imported, target, name, lowered, report)
+            if measure and imported.kind == "decoder":
+                progress("package", "measuring quality against the source")
+                imported.graph = original
+                manifest = _measured(writer.stage(manifest, report), imported, target, manifest, report, max_kl)
+        writer.commit(manifest, report)
+    return report
+
+
+@contextmanager
+def _phase(report: CompileReport, name: str, progress: Progress, message: str) -> Iterator[PhaseRecord]:
+    progress(name, message)
+    record = PhaseRecord(name=name, seconds=0.0, peak_rss_bytes=0)
+    report.phases.append(record)
+    started = time.perf_counter()
+    yield record
+    record.seconds = time.perf_counter() - started
+    record.peak_rss_bytes = peak_rss_bytes()
+
+
+def _manifest(
+    imported: ImportedModel, target: Target, name: str, lowered: LoweredVariant, report: CompileReport
+) -> Manifest:
+    llm = imported.llm
+    return Manifest(
+        format=Format(0, 0),  # filled in by the writer, like the files
+        name=re.sub(r"[^a-z0-9.]+", "-", Path(imported.info.name).name.lower()).strip("-"),
+        kind=imported.kind,
+        producer={p: metadata.version(p) for p in _PRODUCERS},
+        source=imported.info,
+        quantization=report.quantization,
+        signatures=graph_signatures(imported.graph),
+        variants=(
+            Variant(name, target.name, tuple(lowered.files), lowered.requires, lowered.options),
+        ),
+        memory=MemoryFacts(
+            weight_bytes=sum(layer.bytes for layer in report.layers),
+            kv_bytes_per_token=kv_bytes_per_token(llm, target) if llm else 0,
+            activation_bytes=lowered.activation_bytes,
+        ),
+        files=(),
+        llm=llm and msgspec.structs.replace(llm, weight_bytes_per_token=lowered.weight_bytes_per_token),
+    )
+
+
+def _measured(
+    staged: Artifact, imported: ImportedModel, target: Target, manifest: Manifest, report: CompileReport, max_kl: float | None
+) -> Manifest:
+    """The manifest with the quality of the staged artifact, if the target runs on this machine.
+
+    Raises:
+        QualityError: The mean KL divergence is above what was allowed, or cannot be measured and was limited.
+    """
+    assert target.provider is not None
+    compatibility = load_object(target.provider)().compatibility(staged.variant())
+    if compatibility.fit in (Fit.UNSUPPORTED, Fit.RECOMPILE):
+        report.notes.append(f"quality was not measured: {compatibility.reason}")
+        if max_kl is not None:
+            raise QualityError("quality cannot be measured on this machine.", compatibility.reason)
+        return manifest
+    with load_artifact(staged, LoadOptions(kv_tokens=min(imported.llm.context_length, 1024))) as model:
+        assert isinstance(model, Model)
+        report.quality = measure_quality(model, imported)
+    if max_kl is not None and report.quality.kl_mean > max_kl:
+        raise QualityError(
+            f"mean KL divergence from the source is {report.quality.kl_mean:.4f}, above the allowed {max_kl}.",
+            "Use --quant auto or int8, or a smaller --group-size.",
+        )
+    return msgspec.structs.replace(manifest, quality=report.quality)
+
+
+def _dump(model: ir.Model, folder: Path, index: int, phase: str) -> None:
+    """Write the graph as ONNX text, without weights, for people to read and diff."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{index}-{phase}.txt").write_text(str(model.graph))

@@ -1,0 +1,72 @@
+"""Facts read off a graph without reading a weight: signatures, bytes by layer, cache size."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import onnx_ir as ir
+
+from aicc.compiler.report import LayerRecord
+from aicc.runtime.artifact import LlmFacts, Signature, TensorSpec
+from aicc.runtime.errors import UnsupportedError
+from aicc.runtime.target import Target
+
+_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
+_SCALE_BYTES = 8  # scale and zero point of a quantised cache row, float32 each
+
+
+def graph_signatures(model: ir.Model) -> dict[str, Signature]:
+    """The one signature an imported graph has, as ``default``."""
+    return {"default": Signature(_specs(model.graph.inputs), _specs(model.graph.outputs))}
+
+
+def _specs(values: list[ir.Value]) -> tuple[TensorSpec, ...]:
+    return tuple(_spec(value) for value in values)
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    if value.dtype is None or value.shape is None:
+        raise UnsupportedError(f"the graph's {value.name} has no known type and rank.", "Run shape inference on the model first.")
+    shape = []
+    for axis, dim in enumerate(value.shape):
+        shape.append(dim if isinstance(dim, int) else str(dim.value or f"{value.name}.{axis}"))
+    name = "bfloat16" if value.dtype == ir.DataType.BFLOAT16 else str(value.dtype.numpy())
+    return TensorSpec(value.name, name, tuple(shape))
+
+
+def kv_bytes_per_token(llm: LlmFacts, target: Target, dtype: str | None = None) -> int:
+    """Bytes each cached token takes over all layers, keys and values.
+
+    Args:
+        llm: Layers, KV heads and head size.
+        target: Its first KV type is taken unless another is given.
+        dtype: Type of the cache.
+    """
+    dtype = dtype or (target.kv_dtypes[0] if target.kv_dtypes else "float32")
+    row = llm.head_dim * _BYTES[dtype] + (_SCALE_BYTES if dtype == "uint8" else 0)
+    return 2 * llm.layers * llm.kv_heads * row
+
+
+def weight_layers(model: ir.Model) -> list[LayerRecord]:
+    """Stored bytes of the initializers, by the part of the model their names say they belong to."""
+    sizes: dict[str, int] = defaultdict(int)
+    formats: dict[str, set[str]] = defaultdict(set)
+    for name, value in model.graph.initializers.items():
+        if value.const_value is None:
+            continue
+        layer = _layer_of(name)
+        sizes[layer] += value.const_value.nbytes
+        if len(value.const_value.shape) == 2 and not name.endswith((".scales", ".zero_points")):
+            formats[layer].add(value.const_value.dtype.name.lower())
+    return [LayerRecord(name, size, ", ".join(sorted(formats[name])) or "float32") for name, size in sizes.items()]
+
+
+def _layer_of(name: str) -> str:
+    """``layers.3`` for anything in block 3, else the name's first telling part."""
+    if block := re.search(r"(?:layers?|h|blocks?)\.(\d+)\.", name):
+        return f"layers.{block.group(1)}"
+    for part in ("embed", "lm_head", "norm", "rotary"):
+        if part in name:
+            return {"embed": "embeddings", "lm_head": "lm_head", "norm": "norms", "rotary": "rotary"}[part]
+    return "other"

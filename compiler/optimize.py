@@ -1,0 +1,48 @@
+"""The ``optimize`` phase: target-independent passes, in order, with what each changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import onnx_ir as ir
+import onnxscript.optimizer
+from onnx_ir.passes import common
+
+from aicc.compiler.importers import ImportedModel
+from aicc.compiler.passes.merge_projections import MergeProjections
+from aicc.compiler.report import PassRecord
+from aicc.runtime.target import Target
+
+# Only small constants are folded: folding a weight would read it, and undo its quantisation.
+_FOLD_LIMIT_BYTES = 1024
+
+
+def optimize(imported: ImportedModel, target: Target) -> list[PassRecord]:
+    """Simplify a graph in place; nothing in here knows a target but by what it can do."""
+    passes: list[tuple[str, Callable[[ir.Model], object]]] = []
+    if imported.info.kind == "onnx":  # graphs built by mobius come optimised
+        passes.append(("onnxscript optimizer", _onnxscript))
+    if target.merges_projections and imported.kind == "decoder":
+        passes.append(("merge projections", MergeProjections()))
+    passes.append(("remove unused", common.RemoveUnusedNodesPass()))
+    return [_run(name, step, imported.graph) for name, step in passes]
+
+
+def _onnxscript(model: ir.Model) -> None:
+    onnxscript.optimizer.optimize_ir(
+        model, input_size_limit=_FOLD_LIMIT_BYTES, output_size_limit=_FOLD_LIMIT_BYTES, onnx_shape_inference=False
+    )
+
+
+def _run(name: str, step: Callable[[ir.Model], object], model: ir.Model) -> PassRecord:
+    before, started = sum(1 for _ in model.graph.all_nodes()), time.perf_counter()
+    step(model)
+    return PassRecord(
+        name=name,
+        seconds=time.perf_counter() - started,
+        nodes_before=before,
+        nodes_after=sum(1 for _ in model.graph.all_nodes()),
+        changed=getattr(step, "changed", 0),
+        refused=getattr(step, "refused", {}),
+    )

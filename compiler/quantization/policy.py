@@ -1,0 +1,182 @@
+"""Which format each weight gets: the ``quantize`` phase.
+
+``auto`` keeps a quantised source exactly as published wherever the target multiplies with that
+format, and stores other decoder weights as int8 by row; tensor models are left as they are.
+``int4`` and ``int8`` ask for at most that many bits (a source that is already there is kept,
+unless a group size is asked for too); embeddings and output projections never go below 8 bits,
+where small models lose most. ``fp16`` and ``fp32`` undo quantisation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from aicc.compiler.importers import ImportedModel
+from aicc.compiler.quantization.blockwise import BlockwiseWeight, add_blockwise, match_blockwise
+from aicc.compiler.quantization.convert import Floats, lazy_quantized, reader
+from aicc.runtime.errors import UsageError
+from aicc.runtime.target import Target
+
+Quant = Literal["auto", "fp32", "fp16", "int8", "int4"]
+QUANTS: tuple[Quant, ...] = ("auto", "fp32", "fp16", "int8", "int4")
+DEFAULT_INT4_GROUP = 32
+_MIN_ELEMENTS = 4096  # smaller matrices are not worth a format of their own
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUse:
+    """A float ``[N, K]`` matrix and how the graph uses it."""
+
+    value: ir.Value
+    blockwise: BlockwiseWeight | None
+    is_table: bool  # rows are gathered (embedding), possibly tied to the output projection
+
+
+def quantize(imported: ImportedModel, target: Target, quant: Quant, group_size: int | None) -> str:
+    """Give every weight matrix its format, in place.
+
+    Args:
+        imported: Model whose graph is changed; weights stay lazy.
+        target: Its weight formats decide what is kept.
+        quant: What was asked for.
+        group_size: Values that share a scale; None is the default of the format.
+
+    Returns:
+        A description of the result, such as ``uint4 group 32, int8 group 32 embeddings``.
+
+    Raises:
+        UsageError: The target has no such format, or the group size makes no sense.
+    """
+    if group_size is not None and (quant not in ("int8", "int4") or group_size < 1):
+        raise UsageError(f"a group size of {group_size} makes no sense with --quant {quant}.", "Use it with int8 or int4.")
+    bits = {"int4": 4, "int8": 8, "auto": 8}.get(quant)
+    if bits and quant != "auto" and not any(f.bits == bits for f in target.weight_formats):
+        raise UsageError(f"{target.name} has no {quant} weights.", "See `aicc targets --json` for its formats.")
+    described: Counter[str] = Counter()
+    for use in find_weights(imported.graph):
+        described[_convert(imported, use, target, quant, group_size)] += 1
+    RemoveUnusedNodesPass()(imported.graph)
+    return ", ".join(name for name, _ in described.most_common()) or "as in the source"
+
+
+def find_weights(model: ir.Model) -> list[WeightUse]:
+    """Weight matrices ``[N, K]`` that are multiplied through a ``Transpose``, or gathered from."""
+    found: dict[str, WeightUse] = {}
+    for node in model.graph.all_nodes():
+        if node.op_type == "Transpose" and _feeds_product(node):
+            value, table = node.inputs[0], False
+        elif node.op_type == "Gather" and _looks_up_embedding(node):
+            value, table = node.inputs[0], True
+        else:
+            continue
+        blockwise = match_blockwise(value)
+        if blockwise is None and not _is_float_matrix(value):
+            continue
+        table = table or (value.name in found and found[value.name].is_table)
+        found[value.name] = WeightUse(value, blockwise, table)
+    return list(found.values())
+
+
+def _feeds_product(transpose: ir.Node) -> bool:
+    users = list(transpose.outputs[0].uses())
+    return bool(users) and all(u.node.op_type == "MatMul" and u.idx == 1 for u in users)
+
+
+def _looks_up_embedding(gather: ir.Node) -> bool:
+    """Whether rows of a table become activations; cosines and sines of positions do not."""
+    users = [u.node.op_type for u in gather.outputs[0].uses()]
+    return gather.attributes.get_int("axis", 0) == 0 and "RotaryEmbedding" not in users
+
+
+def _is_float_matrix(value: ir.Value | None) -> bool:
+    return (
+        value is not None
+        and value.const_value is not None
+        and value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        and len(value.const_value.shape) == 2
+        and value.const_value.size >= _MIN_ELEMENTS
+    )
+
+
+def _convert(imported: ImportedModel, use: WeightUse, target: Target, quant: Quant, group_size: int | None) -> str:
+    kept = use.blockwise
+    if quant in ("fp32", "fp16"):
+        if kept is None and quant == "fp32":
+            return _describe_float(use)
+        return _to_float(imported.graph.graph, use, ir.DataType.FLOAT if quant == "fp32" else ir.DataType.FLOAT16)
+    if quant == "auto" and kept is None and imported.kind == "tensors":
+        return _describe_float(use)
+    bits = 4 if quant == "int4" and not use.is_table else 8
+    wanted = kept is not None and (quant == "auto" or kept.bits <= bits) and group_size in (None, kept.group_size)
+    if wanted and target.accepts_weight(kept.bits, _row_as_zero(kept), kept.offset):
+        return f"{kept.values.dtype.name.lower()} group {kept.group_size}{_table(use)}"
+    return _to_integers(imported.graph.graph, use, bits, group_size)
+
+
+def _to_float(graph: ir.Graph, use: WeightUse, dtype: ir.DataType) -> str:
+    """Replace a weight by a lazy float initializer; float16 gets a ``Cast`` behind it."""
+    read, shape = _reader(use)
+    name = use.value.name
+    half = dtype == ir.DataType.FLOAT16
+    tensor = ir.LazyTensor(
+        lambda: ir.tensor(read().astype(np.float16) if half else read()), dtype=dtype, shape=ir.Shape(shape)
+    )
+    stored = ir.Value(
+        name=f"{name}.{dtype.name.lower()}", type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor
+    )
+    graph.register_initializer(stored)
+    new = stored
+    if half:
+        cast = ir.node("Cast", [stored], attributes={"to": int(ir.DataType.FLOAT)})
+        new = cast.outputs[0]
+        new.name, new.type, new.shape = f"{name}.float", ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
+        graph.insert_before(graph[0], cast)
+    ir.convenience.replace_all_uses_with(use.value, new)
+    return f"{dtype.name.lower()}{_table(use)}"
+
+
+def _to_integers(graph: ir.Graph, use: WeightUse, bits: int, group_size: int | None) -> str:
+    read, shape = _reader(use)
+    asked = group_size or (DEFAULT_INT4_GROUP if bits == 4 else shape[1])
+    group = asked if shape[1] % asked == 0 else _divisor(shape[1], asked)
+    tensors = lazy_quantized(read, shape, bits, group)
+    name = f"{use.value.name}.int{bits}"
+    new = add_blockwise(graph, name, tensors.values, tensors.scales, group, zero_points=tensors.zero_points)
+    ir.convenience.replace_all_uses_with(use.value, new)
+    size = "by row" if group == shape[1] else f"group {group}"
+    return f"{tensors.values.dtype.name.lower()} {size}{_table(use)}"
+
+
+def _reader(use: WeightUse) -> tuple[Callable[[], Floats], tuple[int, int]]:
+    if use.blockwise is not None:
+        rows, columns = (int(d) for d in use.blockwise.values.shape)
+        return reader(use.blockwise), (rows, columns)
+    tensor = use.value.const_value
+    rows, columns = (int(d) for d in tensor.shape)
+    return (lambda: tensor.numpy().astype(np.float32)), (rows, columns)
+
+
+def _divisor(columns: int, asked: int) -> int:
+    """The largest usual group that divides the columns and is not above what was asked."""
+    return next((g for g in (256, 128, 64, 32, 16) if g <= asked and columns % g == 0), columns)
+
+
+def _row_as_zero(weight: BlockwiseWeight) -> int:
+    return 0 if weight.group_size == int(weight.values.shape[1]) else weight.group_size
+
+
+def _describe_float(use: WeightUse) -> str:
+    if use.blockwise is not None:
+        return f"{use.blockwise.values.dtype.name.lower()} group {use.blockwise.group_size}{_table(use)}"
+    return f"{use.value.dtype.name.lower()}{_table(use)}"
+
+
+def _table(use: WeightUse) -> str:
+    return " embeddings" if use.is_table else ""
