@@ -112,7 +112,7 @@ class Artifact:
         if not is_artifact:
             raise UsageError(
                 f"{str(root)!r} is not an artifact: {_what_is_at(root)}.",
-                f"An artifact is a folder with a {MANIFEST_NAME}; `aicc compile MODEL --target T -o OUT.aicc` makes one.",
+                f"An artifact is a folder with {MANIFEST_NAME}; `aicc compile MODEL --target T -o OUT.aicc` makes one.",
             )
         _contained(root, MANIFEST_NAME)
         artifact = cls(root, decode_manifest(_read_bounded(root / MANIFEST_NAME), root / MANIFEST_NAME))

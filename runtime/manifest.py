@@ -272,7 +272,7 @@ def _wrong_facts(llm: LlmFacts, memory: MemoryFacts, stored: int) -> Iterator[st
         yield f"llm.weight_bytes_per_token is {llm.weight_bytes_per_token}, which {stored} bytes of files cannot hold"
     widest = 2 * 8 * llm.layers * llm.kv_heads * llm.head_dim  # keys and values, 8 bytes each
     if memory.kv_bytes_per_token > widest:
-        yield f"memory.kv_bytes_per_token is {memory.kv_bytes_per_token}, and the layers and heads make {widest} at most"
+        yield f"memory.kv_bytes_per_token is {memory.kv_bytes_per_token}, over the {widest} of llm's layers and heads"
     for token in llm.eos_token_ids:
         if token >= llm.vocab_size:
             yield f"llm.eos_token_ids: {token} is not below vocab_size {llm.vocab_size}"
