@@ -20,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from aicc.compiler.importers import ImportedModel
-from aicc.compiler.quantization.blockwise import match_blockwise
+from aicc.compiler.models import Progress
 from aicc.runtime.artifact import Quality
 from aicc.runtime.errors import MismatchError, QualityError, ResourceError, UnsupportedError, UsageError
 
@@ -31,7 +31,6 @@ WINDOW = 512  # tokens read at once; each window starts afresh
 _ROWS = 64  # positions compared at once, which bounds the float64 temporaries to 64 x vocab
 
 Floats = NDArray[np.float32]
-Progress = Callable[[int, int], None]  # tokens compared so far, tokens in all
 
 
 class Divergence:
@@ -124,7 +123,7 @@ def measure_quality(
         model: The compiled decoder.
         imported: Its source, before any pass changed the graph.
         text: UTF-8 file to read, whole; None is the project's own held-out text.
-        progress: Told after each window.
+        progress: Called with one line after each window.
 
     Raises:
         UsageError: The text is unreadable or shorter than two tokens.
@@ -147,7 +146,7 @@ def measure_quality(
             divergence.add(model.logits(window.tolist()), reference_logits(window), window)
             done += len(window)
             if progress is not None:
-                progress(done, total)
+                progress(f"compared {done} of {total} tokens")
     return divergence.quality(description)
 
 
@@ -176,7 +175,8 @@ def reference(imported: ImportedModel) -> Iterator[Callable[[NDArray[np.int64]],
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.enable_cpu_mem_arena = False
+    # Both keep memory for the next run that a matrix could have used in this one.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.log_severity_level = 3
     # Nothing may be computed in integers, and no weight may be kept a second time.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -184,7 +184,7 @@ def reference(imported: ImportedModel) -> Iterator[Callable[[NDArray[np.int64]],
     with tempfile.TemporaryDirectory(prefix="aicc-reference-") as directory:
         path = Path(directory) / "model.onnx"
         try:
-            ir.save(float32_weights(imported.graph), path, external_data="model.data")
+            ir.save(imported.graph, path, external_data="model.data")
         except OSError as error:
             remedy = "Free some space or point TMPDIR elsewhere."
             raise ResourceError(f"the reference cannot be written to {directory}: {error}.", remedy) from error
@@ -195,31 +195,6 @@ def reference(imported: ImportedModel) -> Iterator[Callable[[NDArray[np.int64]],
         except Exception as error:  # onnxruntime's own classes share no narrower base
             raise UnsupportedError(f"onnxruntime cannot run the source's graph: {error}.") from error
         yield lambda ids: session.run(["logits"], _decoder_inputs(session.get_inputs(), ids))[0][0]
-
-
-def float32_weights(model: ir.Model) -> ir.Model:
-    """A copy that dequantises in float32, whatever the scales are stored in; weights are shared.
-
-    Multiplying a 4-bit integer by a float16 scale in float16 rounds, which the source format
-    does not ask for.
-    """
-    model = model.clone()
-    for node in list(model.graph):
-        weight = match_blockwise(node.outputs[0])
-        if weight is None or weight.scales.dtype == ir.DataType.FLOAT or node.op_type != "Cast":
-            continue
-        for factor in filter(None, (weight.scales, weight.minimum)):
-            users = tuple(factor.uses())
-            wide = ir.node("Cast", [factor], attributes={"to": int(ir.DataType.FLOAT)})
-            wide.outputs[0].type, wide.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), factor.shape
-            for user, index in users:
-                user.replace_input_with(index, wide.outputs[0])
-            model.graph.insert_before(model.graph[0], wide)
-        between = node.inputs[0]
-        while between.producer() is not None:  # back to the DequantizeLinear, whose first input is an initializer
-            between.type = ir.TensorType(ir.DataType.FLOAT)
-            between = between.producer().inputs[0]
-    return model
 
 
 def _decoder_inputs(specs: list, ids: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:

@@ -3,14 +3,12 @@
 import math
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from aicc.compiler.evaluate import WINDOW, Divergence, float32_weights, log_softmax, read_text
-from aicc.compiler.quantization.blockwise import add_blockwise, match_blockwise
+from aicc.compiler.evaluate import WINDOW, Divergence, log_softmax, read_text
 from aicc.runtime.errors import MismatchError, QualityError, UsageError
 
 logits = arrays.arrays(
@@ -102,29 +100,3 @@ def test_a_text_that_is_not_utf8_is_a_usage_error(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UsageError, match=r"latin\.txt cannot be read"):
         read_text(tmp_path / "latin.txt")
-
-
-@pytest.mark.parametrize("with_minimum", [False, True])
-def test_the_reference_dequantises_in_float32_even_from_float16_scales(tmp_path, with_minimum):
-    import onnxruntime
-
-    random = np.random.default_rng(1)
-    values = random.integers(0, 16, (8, 32), np.uint8)
-    scales = random.uniform(0.01, 0.1, (8, 1)).astype(np.float16)
-    minimum = random.uniform(-1, 0, (8, 1, 1)).astype(np.float16) if with_minimum else None
-    graph = ir.Graph([], [], nodes=[], opset_imports={"": 24}, name="g")
-    weight = add_blockwise(
-        graph, "w", ir.tensor(values, name="v"), ir.tensor(scales, name="s"), 32,
-        minimum=None if minimum is None else ir.tensor(minimum, name="m"),
-    )  # fmt: skip
-    graph.outputs.append(weight)
-    model = ir.Model(graph, ir_version=11)
-
-    ir.save(float32_weights(model), tmp_path / "m.onnx")
-    (got,) = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"]).run(None, {})
-
-    expected = values * scales.astype(np.float32)
-    if minimum is not None:
-        expected += minimum.reshape(8, 1).astype(np.float32)
-    np.testing.assert_array_equal(got, expected)
-    assert match_blockwise(weight).scales.dtype == ir.DataType.FLOAT16, "the source's own graph is untouched"
