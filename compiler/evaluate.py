@@ -77,7 +77,7 @@ class Divergence:
                     "Compile with --quant fp32 to see whether the quantisation is the cause.",
                 )
             self._kl.append(kl)
-            self._agreed += int((log_p.argmax(axis=1) == log_q.argmax(axis=1)).sum())
+            self._agreed += int((candidate[rows].argmax(axis=1) == reference[rows].argmax(axis=1)).sum())
             following = ids[start + 1 : start + _ROWS + 1]
             self._loss -= float(log_q[range(len(following)), following].sum())
             self._loss_reference -= float(log_p[range(len(following)), following].sum())
