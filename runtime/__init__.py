@@ -1,1 +1,76 @@
-"""Stage 2: load an artifact, run it, generate with it, serve it."""
+"""Stage 2: load an artifact, run it, generate with it, serve it.
+
+    from aicc.runtime import load
+    with load("model.aicc") as model:
+        print(model.generate("Once upon a time", max_tokens=32).text)
+
+Importing this package is cheap; what a loaded model needs is imported when it is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aicc.runtime.artifact import Artifact
+    from aicc.runtime.errors import AiccError
+    from aicc.runtime.generator import Generation, Model
+    from aicc.runtime.request import Piece
+    from aicc.runtime.sampling import SamplingParams
+    from aicc.runtime.session import Session
+
+__all__ = ["AiccError", "Artifact", "Generation", "Model", "Piece", "SamplingParams", "Session", "load"]
+
+_HOMES = {
+    "AiccError": "errors",
+    "Artifact": "artifact",
+    "Generation": "generator",
+    "Model": "generator",
+    "Piece": "request",
+    "SamplingParams": "sampling",
+    "Session": "session",
+}
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str | None = None,
+    threads: int | None = None,
+    kv_tokens: int | None = None,
+) -> Session | Model:
+    """Load an artifact.
+
+    Args:
+        path: The ``.aicc`` directory.
+        device: A target (``openvino:cpu``), family, variant or device name the artifact must have
+            been compiled for; None is what it was first compiled for. Nothing else is ever used
+            instead.
+        threads: Threads to compute with; None leaves it to the provider.
+        kv_tokens: Tokens the KV cache holds over all sequences; None is one full context.
+
+    Returns:
+        A :class:`Model` for decoders, a :class:`Session` for models of tensors.
+
+    Raises:
+        UsageError: There is no artifact, or an option makes no sense.
+        IntegrityError: The artifact is damaged.
+        MismatchError: It was not compiled for the device, or cannot be used on this machine.
+        ResourceError: Not enough memory.
+    """
+    from aicc.runtime.artifact import Artifact
+    from aicc.runtime.errors import UsageError
+    from aicc.runtime.provider import LoadOptions
+    from aicc.runtime.session import load_artifact
+
+    for name, value in (("threads", threads), ("kv_tokens", kv_tokens)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise UsageError(f"{name} is {value!r} and must be an integer of at least 1.")
+    return load_artifact(Artifact.open(path), LoadOptions(threads, kv_tokens), device)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"aicc.runtime.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

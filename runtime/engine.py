@@ -1,0 +1,172 @@
+"""The engine: schedule → run → postprocess, one for every chip, many requests at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aicc.runtime.kv import PageTable
+from aicc.runtime.provider import DecoderExecutable, TokenBatch
+from aicc.runtime.request import Request
+from aicc.runtime.scheduler import Scheduler
+
+
+class Engine:
+    """Runs requests on one executable. Every method may be called from any thread.
+
+    Whoever wants a request to go on calls :meth:`step`; steps of several callers take turns, and
+    each of them serves all requests.
+
+    Args:
+        executable: A loaded decoder.
+    """
+
+    def __init__(self, executable: DecoderExecutable) -> None:
+        self._executable = executable
+        self._scheduler = Scheduler(executable.page_count, executable.page_size, executable.max_batch_tokens)
+        self._inbox: deque[Request] = deque()
+        self._cancelling = False
+        self._lock = threading.Lock()
+        self._work = threading.Event()
+        # Buffers of a step, reused: a decode step must cost next to nothing here.
+        sequences = self._scheduler.most_sequences
+        self._tokens = np.empty(self._scheduler.budget, np.int64)
+        self._starts, self._page_starts = (np.zeros(sequences + 1, np.int32) for _ in range(2))
+        self._past, self._rows = (np.empty(sequences, np.int32) for _ in range(2))
+        self._pages = np.empty(executable.page_count, np.int32)
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens one sequence may have."""
+        return self._executable.page_count * self._executable.page_size
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its pieces come while somebody steps."""
+        self._inbox.append(request)
+        self._work.set()
+
+    def cancel(self, request: Request) -> None:
+        """Ask for a request to end; it does at the next step, or :meth:`settle`."""
+        request.cancelled = self._cancelling = True
+        self._work.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until something is submitted or cancelled, at most so long; whether it was."""
+        return self._work.wait(seconds)
+
+    def settle(self) -> None:
+        """Take in what was submitted and let go of what was cancelled, without computing."""
+        with self._lock:
+            self._hand_over()
+
+    def step(self) -> bool:
+        """Run one step; whether there was anything to run.
+
+        A failure of the executable ends the requests of the step. An interruption (Ctrl-C) leaves
+        every request as it was, to be computed again.
+        """
+        with self._lock:
+            started = time.perf_counter()
+            try:
+                self._hand_over()
+                scheduled = self._scheduler.schedule()
+                if scheduled:
+                    self._run(scheduled, started)
+                return bool(scheduled)
+            except BaseException:
+                self._scheduler.reset()
+                raise
+
+    def _hand_over(self) -> None:
+        self._work.clear()
+        while self._inbox:
+            self._scheduler.add(self._inbox.popleft())
+        if self._cancelling:
+            self._cancelling = False
+            for request in [r for r in (*self._scheduler.running, *self._scheduler.waiting) if r.cancelled]:
+                self._scheduler.remove(request)
+                request.end("cancelled")
+
+    def _run(self, scheduled: list[tuple[Request, int]], started: float) -> None:
+        try:
+            logits = iter(self._executable.forward(self._pack(scheduled)))
+        except Exception as error:
+            for request, _ in scheduled:
+                self._scheduler.remove(request)
+                request.end("error", error)
+            return
+        for request, new in scheduled:
+            request.cached += new
+            if request.cached < request.length:
+                request.spend(started)
+                continue
+            row = next(logits)
+            try:
+                request.accept(row, started)
+            except Exception as error:
+                request.end("error", error)
+            if request.finish_reason is not None:
+                self._scheduler.remove(request)
+
+    def _pack(self, scheduled: list[tuple[Request, int]]) -> TokenBatch:
+        """The step's arrays; logits are wanted of the last token of each sequence that has none missing."""
+        tokens = pages = rows = 0
+        for i, (request, new) in enumerate(scheduled):
+            past, end = request.cached, request.cached + new
+            table = request.pages.pages[: self._scheduler.allocator.pages_for(end)]
+            self._tokens[tokens : tokens + new] = request.tokens[past:end]
+            self._pages[pages : pages + len(table)] = table
+            tokens, pages = tokens + new, pages + len(table)
+            self._past[i], self._starts[i + 1], self._page_starts[i + 1] = past, tokens, pages
+            if end == request.length:
+                self._rows[rows] = tokens - 1
+                rows += 1
+        count = len(scheduled)
+        return TokenBatch(
+            tokens=self._tokens[:tokens],
+            starts=self._starts[: count + 1],
+            past=self._past[:count],
+            pages=self._pages[:pages],
+            page_starts=self._page_starts[: count + 1],
+            logit_rows=self._rows[:rows],
+        )
+
+    def teacher_forced(
+        self, tokens: NDArray[np.int64], rows: int, consume: Callable[[NDArray[np.float32]], object]
+    ) -> None:
+        """Logits of every token of a text, chunk by chunk, each passed to ``consume``.
+
+        Requests that are running wait, and are computed again afterwards.
+
+        Args:
+            tokens: int64 ``[n]``, ``n <= capacity``.
+            rows: Most rows of logits at once.
+            consume: Gets float32 ``[chunk, vocab]``, reused by the next chunk.
+        """
+        with self._lock:
+            self._scheduler.reset()
+            table = PageTable(self._executable.page_count)
+            self._scheduler.allocator.grow(table, len(tokens))
+            try:
+                chunk = min(rows, self._scheduler.budget)
+                for past in range(0, len(tokens), chunk):
+                    new = tokens[past : past + chunk]
+                    consume(
+                        self._executable.forward(
+                            TokenBatch(
+                                tokens=new,
+                                starts=np.array([0, len(new)], np.int32),
+                                past=np.array([past], np.int32),
+                                pages=table.pages,
+                                page_starts=np.array([0, len(table)], np.int32),
+                                logit_rows=np.arange(len(new), dtype=np.int32),
+                            )
+                        )
+                    )
+            finally:
+                self._scheduler.reset()

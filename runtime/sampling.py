@@ -1,0 +1,293 @@
+"""From one row of logits to the next token.
+
+Order of operations, as the field does it: repetition penalty, presence and frequency penalties,
+logit bias; then either the largest logit (temperature 0) or temperature, top-k, top-p, min-p and
+a draw. Each filter works on what the one before it left, normalised again. Equal values are
+ranked by token id, so the result depends on the logits and the seed alone, never on what else
+runs at the same time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aicc.runtime.errors import AiccError, UsageError
+
+_MAX_STOPS = 16
+_MAX_STOP_CHARACTERS = 1024
+_MAX_LOGPROBS = 20
+_MAX_INTEGER = 2**63 - 1
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of :class:`SamplingParams` as keyword arguments."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+    logit_bias: Mapping[int, float]
+    ignore_eos: bool
+    logprobs: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen and when generation ends.
+
+    Attributes:
+        max_tokens: Most tokens to generate.
+        temperature: 0 takes the most likely token; else logits are divided by it.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the fewest most likely tokens whose probabilities reach this sum.
+        min_p: Keep tokens at least this fraction as likely as the most likely one.
+        repetition_penalty: Logits of tokens of the prompt and the output are divided by it where
+            positive, multiplied where negative.
+        presence_penalty: Subtracted from logits of tokens of the output.
+        frequency_penalty: Subtracted once for each time a token is in the output.
+        seed: Of the draws; None draws a fresh one.
+        stop: Generation ends before any of these strings appears in the text.
+        logit_bias: Added to the logits of token ids.
+        ignore_eos: Go on after an end-of-sequence token.
+        logprobs: How many of the most likely tokens to report with each token, besides its own
+            log-probability; None reports neither.
+
+    Raises:
+        UsageError: A value is outside its range; the message names the field.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_integer("max_tokens", self.max_tokens, 1, _MAX_INTEGER)
+        _check_integer("top_k", self.top_k, 0, _MAX_INTEGER)
+        _check_number("temperature", self.temperature, 0, 100)
+        _check_number("top_p", self.top_p, 0, 1, exclude_low=True)
+        _check_number("min_p", self.min_p, 0, 1)
+        _check_number("repetition_penalty", self.repetition_penalty, 0, 100, exclude_low=True)
+        _check_number("presence_penalty", self.presence_penalty, -100, 100)
+        _check_number("frequency_penalty", self.frequency_penalty, -100, 100)
+        if self.seed is not None:
+            _check_integer("seed", self.seed, -_MAX_INTEGER - 1, 2 * _MAX_INTEGER + 1)
+        if self.logprobs is not None:
+            _check_integer("logprobs", self.logprobs, 0, _MAX_LOGPROBS)
+        if not isinstance(self.ignore_eos, bool):
+            raise _bad("ignore_eos", self.ignore_eos, "true or false")
+        stops = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stops, Sequence) or len(stops) > _MAX_STOPS:
+            raise _bad("stop", stops, f"at most {_MAX_STOPS} strings")
+        for text in stops:
+            if not isinstance(text, str) or not 0 < len(text) <= _MAX_STOP_CHARACTERS:
+                raise _bad("stop", text, f"strings of 1 to {_MAX_STOP_CHARACTERS} characters")
+        object.__setattr__(self, "stop", tuple(stops))
+        if not isinstance(self.logit_bias, Mapping):
+            raise _bad("logit_bias", self.logit_bias, "a mapping of token ids to numbers")
+        for token, bias in self.logit_bias.items():
+            _check_integer("logit_bias", token, 0, _MAX_INTEGER)
+            _check_number(f"logit_bias[{token}]", bias, -100, 100)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, always as a tuple."""
+        return tuple(self.stop)
+
+
+def _bad(name: str, value: object, expected: str) -> UsageError:
+    shown = repr(value)
+    return UsageError(f"{name} is {shown if len(shown) <= 60 else shown[:57] + '...'} and must be {expected}.")
+
+
+def _check_integer(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
+        raise _bad(name, value, f"an integer of at least {low}" if high >= _MAX_INTEGER else f"in [{low}, {high}]")
+
+
+def _check_number(name: str, value: object, low: float, high: float, exclude_low: bool = False) -> None:
+    numeric = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not numeric or not low <= float(value) <= high or (exclude_low and value == low):  # type: ignore[arg-type]
+        raise _bad(name, value, f"a number in {'(' if exclude_low else '['}{low}, {high}]")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely the model found a token, before penalties, bias, temperature and filters.
+
+    Attributes:
+        token: Natural logarithm of its probability.
+        top: The most likely tokens and theirs, most likely first.
+    """
+
+    token: float
+    top: tuple[tuple[int, float], ...]
+
+
+class Sampler:
+    """Chooses the tokens of one request.
+
+    Args:
+        params: How.
+        vocab_size: Length of a row of logits.
+        prompt: int64 ids of the prompt, for the repetition penalty.
+
+    Raises:
+        UsageError: ``logit_bias`` names a token the model does not have.
+    """
+
+    def __init__(self, params: SamplingParams, vocab_size: int, prompt: NDArray[np.int64]) -> None:
+        for token in params.logit_bias:
+            if token >= vocab_size:
+                raise _bad("logit_bias", token, f"for token ids below {vocab_size}")
+        self._params = params
+        self._vocab_size = vocab_size
+        self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
+        self._bias = np.fromiter(params.logit_bias.values(), np.float32)
+        self._counts: dict[int, int] = {}  # of the output's tokens
+        self._seen = np.unique(prompt) if params.repetition_penalty != 1 else np.empty(0, np.int64)
+        self._penalises = (
+            params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+        )
+        seed = params.seed if params.seed is None else int(params.seed) % 2**64
+        self._random = np.random.Generator(np.random.Philox(seed))
+
+    def sample(self, logits: NDArray[np.float32]) -> int:
+        """The next token.
+
+        Args:
+            logits: float32 ``[vocab]``; left unchanged.
+
+        Raises:
+            AiccError: The logits are not numbers, so the model is broken.
+        """
+        if self._params.temperature == 0:
+            adjusted = self._adjust(logits)
+            token = int(adjusted.argmax())
+            _check_finite(float(adjusted[token]))
+        else:
+            ids, probabilities = self.probabilities(logits)
+            cumulative = np.cumsum(probabilities, dtype=np.float64)
+            drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
+            token = int(ids[min(int(drawn), len(ids) - 1)])
+        if self._penalises:
+            self._counts[token] = self._counts.get(token, 0) + 1
+        return token
+
+    def probabilities(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The tokens that may be drawn next, and the probability of each; for temperatures above 0.
+
+        Args:
+            logits: float32 ``[vocab]``; left unchanged.
+
+        Returns:
+            int64 ``[n]`` ids and float32 ``[n]`` probabilities that sum to 1.
+        """
+        params = self._params
+        adjusted = self._adjust(logits)
+        highest = float(adjusted.max())
+        _check_finite(highest)
+        with np.errstate(over="ignore"):  # a tiny temperature sends all but the highest to -inf
+            scaled = (adjusted - np.float32(highest)) / np.float32(max(params.temperature, 1e-30))
+        if 0 < params.top_k < len(scaled):
+            ids = _largest(scaled, params.top_k)
+            scaled = scaled[ids]
+        else:
+            ids = np.arange(len(scaled))
+        weights = np.exp(scaled)
+        weights /= weights.sum()
+        if params.top_p < 1:
+            kept = _nucleus(weights, params.top_p)
+            ids, weights = ids[kept], weights[kept]
+        if params.min_p > 0:
+            kept = np.flatnonzero(weights >= np.float32(params.min_p) * weights.max())
+            ids, weights = ids[kept], weights[kept]
+        return ids, weights / weights.sum()
+
+    def logprobs(self, logits: NDArray[np.float32], token: int) -> TokenLogprobs | None:
+        """What ``params.logprobs`` asks to be told of a chosen token.
+
+        Args:
+            logits: float32 ``[vocab]``, those it was sampled from.
+            token: Its id.
+        """
+        if self._params.logprobs is None:
+            return None
+        highest = float(logits.max())
+        total = highest + math.log(float(np.exp(logits - np.float32(highest)).sum(dtype=np.float64)))
+        top = _largest(logits, min(self._params.logprobs, len(logits)))
+        top = top[np.argsort(-logits[top], kind="stable")]
+        return TokenLogprobs(float(logits[token]) - total, tuple((int(i), float(logits[i]) - total) for i in top))
+
+    def _adjust(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits after penalties and bias: a copy when anything changes, else the row itself."""
+        params = self._params
+        if not self._penalises and not len(self._bias_ids):
+            return logits
+        adjusted = logits.astype(np.float32)
+        generated = np.fromiter(self._counts.keys(), np.int64)
+        if params.repetition_penalty != 1:
+            seen = np.union1d(self._seen, generated)
+            values, penalty = adjusted[seen], np.float32(params.repetition_penalty)
+            adjusted[seen] = np.where(values > 0, values / penalty, values * penalty)
+        if len(generated):
+            counts = np.fromiter(self._counts.values(), np.float32)
+            adjusted[generated] -= np.float32(params.frequency_penalty) * counts + np.float32(params.presence_penalty)
+        adjusted[self._bias_ids] += self._bias
+        return adjusted
+
+
+def _check_finite(highest: float) -> None:
+    if not math.isfinite(highest):
+        raise AiccError(
+            f"the model's logits are not finite (the highest is {highest}).",
+            "Compile it again with a higher precision, such as --quant fp32.",
+        )
+
+
+def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Indices of the ``count`` largest values, ascending; the lower index wins a tie. O(n)."""
+    if not count:
+        return np.empty(0, np.int64)
+    threshold = np.partition(values, len(values) - count)[len(values) - count]
+    above = np.flatnonzero(values > threshold)
+    level = np.flatnonzero(values == threshold)[: count - len(above)]
+    return np.sort(np.concatenate((above, level)))
+
+
+def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
+    """Indices of the fewest largest weights that sum to ``top_p`` or more, largest first.
+
+    Looks at the largest 256 first and at eight times as many while they do not suffice: a full
+    sort of the vocabulary is the rare case.
+    """
+    count = 256
+    while True:
+        count = min(count, len(weights))
+        ids = _largest(weights, count)
+        ids = ids[np.argsort(-weights[ids], kind="stable")]
+        cumulative = np.cumsum(weights[ids], dtype=np.float64)
+        if cumulative[-1] >= top_p or count == len(weights):
+            return ids[: int(np.searchsorted(cumulative, top_p, side="left")) + 1]
+        count *= 8

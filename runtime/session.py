@@ -1,0 +1,170 @@
+"""Models of tensors: named arrays in, named arrays out, checked before the chip sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from aicc.runtime.artifact import Artifact, Manifest, Signature, TensorSpec, Variant
+from aicc.runtime.errors import MismatchError, UnsupportedError, UsageError
+from aicc.runtime.provider import (
+    Array,
+    DecoderExecutable,
+    Executable,
+    ExecutionProvider,
+    Fit,
+    LoadOptions,
+)
+from aicc.runtime.target import find_target, load_object
+
+if TYPE_CHECKING:
+    from aicc.runtime.generator import Model
+
+
+class Session:
+    """A loaded model of tensors; a context manager.
+
+    Args:
+        executable: What a provider loaded.
+        manifest: The artifact's.
+    """
+
+    def __init__(self, executable: Executable, manifest: Manifest) -> None:
+        self._executable = executable
+        self.manifest = manifest
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        """What the model takes and gives, by entry point."""
+        return self._executable.signatures
+
+    @property
+    def device(self) -> str:
+        """Where it runs, as the device calls itself."""
+        return self._executable.device
+
+    def run(self, inputs: Mapping[str, Array], signature: str = "default") -> dict[str, Array]:
+        """Run once.
+
+        Args:
+            inputs: Arrays by name; names, dtypes and shapes as :attr:`signatures` says.
+            signature: The entry point.
+
+        Raises:
+            UsageError: An input is missing, unknown or of another dtype or shape; it is named.
+        """
+        signatures = self._executable.signatures
+        if signature not in signatures:
+            raise UsageError(f"the model has no signature {signature!r}.", f"It has: {', '.join(signatures)}.")
+        return self._executable.run(signature, check_inputs(signatures[signature].inputs, inputs))
+
+    def close(self) -> None:
+        """Give back memory and device."""
+        self._executable.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_inputs(specs: tuple[TensorSpec, ...], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The inputs as contiguous arrays in the order of ``specs``.
+
+    Raises:
+        UsageError: One does not fit its specification; it is named.
+    """
+    unknown = sorted(set(inputs) - {spec.name for spec in specs})
+    missing = [spec.name for spec in specs if spec.name not in inputs]
+    takes = f"The model takes: {', '.join(_describe(spec) for spec in specs)}."
+    if unknown:
+        raise UsageError(f"the model has no input {unknown[0]!r}.", takes)
+    if missing:
+        raise UsageError(f"the input {missing[0]!r} is missing.", takes)
+    return {spec.name: _checked(spec, inputs[spec.name]) for spec in specs}
+
+
+def _checked(spec: TensorSpec, value: Array) -> Array:
+    array = np.asarray(value)
+    if array.dtype.name != spec.dtype:
+        raise UsageError(
+            f"the input {spec.name!r} has dtype {array.dtype.name} and must have {spec.dtype}.",
+            f"Convert it, for example with array.astype({spec.dtype!r}).",
+        )
+    fits = len(array.shape) == len(spec.shape) and all(
+        isinstance(wanted, str) or size == wanted for size, wanted in zip(array.shape, spec.shape, strict=True)
+    )
+    if not fits:
+        raise UsageError(f"the input {spec.name!r} has shape {list(array.shape)} and must be {_describe(spec)}.")
+    # Providers hand over addresses, so the bytes must be in order: contiguous and of this machine's endianness.
+    return np.asarray(array, array.dtype.newbyteorder("="), order="C")
+
+
+def _describe(spec: TensorSpec) -> str:
+    return f"{spec.name} {spec.dtype}[{', '.join(map(str, spec.shape))}]"
+
+
+def find_variant(artifact: Artifact, device: str | None) -> Variant:
+    """The variant a caller means.
+
+    Args:
+        artifact: An opened artifact.
+        device: A variant, target or family, or a device as its provider calls it (``CPU``); None
+            is what the artifact was first compiled for.
+
+    Raises:
+        MismatchError: The artifact has no variant for it. Nothing else is taken instead.
+    """
+    if device is not None:
+        for variant in artifact.manifest.variants:
+            if _target_device(variant) == device.upper():
+                return variant
+    return artifact.variant(device)
+
+
+def _target_device(variant: Variant) -> str | None:
+    try:
+        return find_target(variant.target).device.upper()
+    except UsageError:  # made for a family that is not installed here
+        return None
+
+
+def load_artifact(artifact: Artifact, options: LoadOptions | None = None, device: str | None = None) -> Session | Model:
+    """Make an opened artifact ready to run; see :func:`aicc.runtime.load`.
+
+    Raises:
+        MismatchError: It was not compiled for the device, or cannot be used on this machine.
+    """
+    variant = find_variant(artifact, device)
+    try:
+        target = find_target(variant.target)
+    except UsageError as error:
+        raise MismatchError(
+            f"{artifact.path} was compiled for {variant.target}, which this installation does not know.",
+            "Install the package that brings this target, or compile the model for another.",
+        ) from error
+    if target.provider is None:
+        raise MismatchError(f"{target.name} runs outside aicc.", "Compile the model for a target with a provider.")
+    provider: ExecutionProvider = load_object(target.provider)()  # type: ignore[operator]
+    compatibility = provider.compatibility(variant)
+    if compatibility.fit in (Fit.RECOMPILE, Fit.UNSUPPORTED):
+        again = f"Compile the model again on this machine: aicc compile MODEL --target {target.name} -o OUT.aicc"
+        raise MismatchError(
+            f"{artifact.path} cannot run on {target.name} here: {compatibility.reason.rstrip('.')}.",
+            again if compatibility.fit is Fit.RECOMPILE else "`aicc targets` lists what can run here.",
+        )
+    executable = provider.load(artifact, variant, options or LoadOptions())
+    if artifact.manifest.llm is None:
+        return Session(executable, artifact.manifest)
+    if not isinstance(executable, DecoderExecutable):
+        executable.close()
+        raise UnsupportedError(f"{target.name} runs models of tensors only, and {artifact.path} is a decoder.")
+    from aicc.runtime.generator import Model
+
+    return Model(executable, artifact)

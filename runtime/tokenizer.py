@@ -1,0 +1,168 @@
+"""Text to token ids and back: the ``tokenizers`` file format, one file from any model.
+
+Special tokens in text. :meth:`Tokenizer.encode` recognises them (``<|im_end|>`` becomes its one
+id), as the field does for prompts that are passed raw. Chat messages are different: their text is
+data, so :meth:`Tokenizer.encode_parts` can mark parts of a text as literal, whose special tokens
+are spelled out in ordinary ones; :mod:`aicc.runtime.chat` uses it, and nobody can end their turn
+and begin another from inside a message. Without such text both give the same ids.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aicc.runtime.errors import IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_REPLACEMENT = "\ufffd"  # what bytes that are not (yet) UTF-8 decode to
+_CONTEXT_TOKENS = 6  # of a prompt, enough for its last characters
+_LONGEST_WAIT = 32  # tokens without one complete character; real text needs at most a few
+
+
+class Tokenizer:
+    """A model's tokenizer.
+
+    Args:
+        path: A ``tokenizer.json``.
+        bos_token_id: Put in front of prompts when ``add_bos`` is set and the file's own
+            post-processor does not do it.
+        add_bos: Whether the model expects that token.
+
+    Raises:
+        IntegrityError: The file is not a tokenizer.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], bos_token_id: int | None = None, add_bos: bool = False) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        try:
+            self._backend: tokenizers.Tokenizer = Backend.from_file(os.fspath(path))
+        except Exception as error:  # the library raises plain Exception for whatever is wrong
+            raise IntegrityError(
+                f"{Path(path)} is not a tokenizer ({error}).", "Compile the model again from a complete source."
+            ) from error
+        # A file may ask for both; a prompt cut short or padded is never what was asked.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._bos = bos_token_id if add_bos else None
+        added = self._backend.get_added_tokens_decoder()
+        self._special = {token.content: id for id, token in added.items() if token.special}
+        self._literal_lock = threading.Lock()
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids the tokenizer knows; the model's table may be larger."""
+        return int(self._backend.get_vocab_size())
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Tokens that mean structure, not text, and their ids."""
+        return dict(self._special)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text; special tokens in it are recognised.
+
+        Args:
+            text: Any text.
+            add_special_tokens: Add what the model expects around a text, such as a
+                beginning-of-sequence token. Chat templates write it themselves.
+
+        Raises:
+            UsageError: The text is not Unicode (it has lone surrogates).
+        """
+        ids = self._ids(text, add_special_tokens)
+        if add_special_tokens and self._bos is not None and ids[:1] != [self._bos]:
+            ids.insert(0, self._bos)
+        return ids
+
+    def encode_parts(self, parts: Iterable[tuple[str, bool]]) -> list[int]:
+        """Token ids of a text given in parts ``(text, literal)``, nothing added around it.
+
+        Special tokens inside literal parts are encoded as the characters they consist of.
+        """
+        ids: list[int] = []
+        for text, literal in parts:
+            if not literal:
+                ids += self._ids(text, False)
+                continue
+            with self._literal_lock:
+                self._backend.encode_special_tokens = True
+                try:
+                    ids += self._ids(text, False)
+                finally:
+                    self._backend.encode_special_tokens = False
+        return ids
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the text is not valid Unicode: {error.reason} at character {error.start}.", "Send it as UTF-8."
+            ) from error
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids; ids the tokenizer does not know have none."""
+        return str(self._backend.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def stream(self, prompt: Sequence[int] = ()) -> StreamDecoder:
+        """A decoder for tokens that come one by one after a prompt."""
+        return StreamDecoder(self, prompt)
+
+
+class StreamDecoder:
+    """Turns tokens into text as they come, and never takes back what it gave.
+
+    Tokens are decoded in a window that starts a little before the first token whose text is not
+    out yet, because a token's text depends on its neighbours: a character may be spread over
+    several tokens, and decoders in SentencePiece style drop the space in front of the first. The
+    window moves on whenever its text ends in a complete character, so the work for a token does
+    not grow with the length of the text.
+
+    Args:
+        tokenizer: Whose tokens they are.
+        prompt: Ids the new tokens come after; a leading space is kept if a prompt is in front.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        # The longest context that does not end inside a character, as seen from where it begins.
+        contexts = (list(prompt[len(prompt) - n :]) for n in range(min(_CONTEXT_TOKENS, len(prompt)), 0, -1))
+        whole = (ids for ids in contexts if not self._decode(ids).endswith(_REPLACEMENT))
+        self._window = next(whole, [])
+        self._boundary = len(self._window)  # tokens of the window whose text is out
+        self._given = len(self._decode(self._window))  # characters of the window that are out
+
+    def push(self, token: int) -> str:
+        """Add a token; returns the text that is certain now, which may be empty."""
+        self._window.append(token)
+        text = self._decode(self._window)
+        certain = text.rstrip(_REPLACEMENT)
+        if len(certain) < len(text) and len(self._window) - self._boundary < _LONGEST_WAIT:
+            return self._give(certain)
+        piece = self._give(text)
+        # What was new is the context of what comes next, unless it has no text to be one.
+        context = self._window[self._boundary :]
+        visible = len(self._decode(context))
+        if visible or len(self._window) >= _LONGEST_WAIT:
+            self._window, self._given = context, visible
+        self._boundary = len(self._window)
+        return piece
+
+    def finish(self) -> str:
+        """The rest of the text; incomplete characters as U+FFFD."""
+        return self._give(self._decode(self._window))
+
+    def _give(self, text: str) -> str:
+        piece = text[self._given :]
+        self._given = max(self._given, len(text))
+        return piece
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
