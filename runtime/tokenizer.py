@@ -39,7 +39,7 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | os.PathLike[str], bos_token_id: int | None = None, add_bos: bool = False) -> None:
-        from tokenizers import Tokenizer as Backend
+        from tokenizers import Tokenizer as Backend  # type: ignore[import-untyped]
 
         try:
             self._backend: tokenizers.Tokenizer = Backend.from_file(os.fspath(path))
