@@ -100,11 +100,12 @@ def rotary_embedding(node: NodeContext) -> list[ov.Output]:
         split, rest = op.variadic_split(split, _int(3), _ints(rotated, size - rotated)).outputs()
     cos4, sin4 = (op.reshape(op.concat([t, t], -1), _ints(-1, 1, 1, rotated), False) for t in (cos, sin))
     low = op.slice(split, _ints(0), _ints(half), _ints(1), _ints(3))
-    high = op.slice(split, _ints(half), _ints(np.iinfo(np.int64).max), _ints(1), _ints(3))
-    turned = op.concat([op.multiply(high, _float(-1)), low], 3)
+    # The plugin's pattern wants this open end and the axis counted from the back to see a rotation.
+    high = op.slice(split, _ints(half), _ints(np.iinfo(np.int32).max), _ints(1), _ints(3))
+    turned = op.concat([op.multiply(high, _float(-1)), low], -1)
     out = op.add(op.multiply(split, cos4), op.multiply(turned, sin4))
     if rest is not None:
-        out = op.concat([out, rest], 3)
+        out = op.concat([out, rest], -1)
     return (op.reshape(out, _ints(-1, 1, heads * size), False) if flat else out).outputs()
 
 
