@@ -66,6 +66,7 @@ def load_graph(artifact: Artifact) -> ir.Model:
     try:
         model = ir.from_proto(onnx.load_model_from_string(path.read_bytes()))
         slots = list(_tensor_slots(model))
+        _check_scopes(model)
     except Exception as error:  # protobuf and onnx_ir raise whatever a malformed message makes them trip over
         raise IntegrityError(f"{path} is not a readable ONNX graph: {error}.", "Compile the model again.") from error
     weights = np.frombuffer(artifact.weights(), np.uint8) if artifact.has(WEIGHTS_PATH) else np.empty(0, np.uint8)
@@ -102,6 +103,16 @@ def _tensor_slots(model: ir.Model) -> Iterator[_Slot]:
                     yield _Slot(where, attribute.value, partial(_put_attribute, node, attribute))
                 elif attribute.type == ir.AttributeType.TENSORS:
                     raise UnsupportedError(f"attribute {where} is a list of tensors, which an artifact cannot hold.")
+
+
+def _check_scopes(model: ir.Model) -> None:
+    """Raise ValueError if a value is used that nothing defines; onnx_ir only logs it."""
+    for root in [model.graph, *model.functions.values()]:
+        graphs = [root, *root.subgraphs()]
+        used = [value for node in ir.traversal.RecursiveGraphIterator(root) for value in node.inputs]
+        for value in [*used, *(value for graph in graphs for value in graph.outputs)]:
+            if value is not None and not (value.producer() or value.is_graph_input() or value.is_initializer()):
+                raise ValueError(f"{value.name!r} is used and nothing defines it")
 
 
 def _put_attribute(node: ir.Node, attribute: ir.Attr, tensor: ir.TensorProtocol) -> None:

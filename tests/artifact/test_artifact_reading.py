@@ -305,6 +305,18 @@ def test_a_graph_cannot_lie_about_the_shape_of_a_stored_tensor(sample, dims):
         load_graph(Artifact.open(sample))
 
 
+@pytest.mark.parametrize("message", ["node", "graph"])
+def test_a_graph_that_uses_what_nothing_defines_is_refused(sample, message):
+    proto = onnx.load_model(sample / GRAPH_PATH, load_external_data=False)
+    if message == "node":
+        proto.graph.node[-1].input[0] = "nowhere"
+    else:
+        proto.graph.output[0].name = "nowhere"
+    forge_file(sample, GRAPH_PATH, proto.SerializeToString())
+    with pytest.raises(IntegrityError, match="'nowhere' is used and nothing defines it"):
+        load_graph(Artifact.open(sample))
+
+
 def test_a_graph_that_was_changed_is_not_parsed(sample):
     content = bytearray((sample / GRAPH_PATH).read_bytes())
     content[50] ^= 0xFF
