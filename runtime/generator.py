@@ -155,7 +155,7 @@ class Model:
         """
         pieces: deque[Piece] = deque()
         request = self.request(prompt, SamplingParams(**options), pieces.append)
-        text = "".join(piece.text for piece in self._drive(request, pieces))
+        text = "".join(piece.text for piece in self.drive(request, pieces))
         assert request.finish_reason is not None
         return Generation(text, request.completion_ids, request.finish_reason, request.timings)
 
@@ -166,7 +166,7 @@ class Model:
             UsageError: As :meth:`generate`, at the call and not at the first piece.
         """
         pieces: deque[Piece] = deque()
-        return self._drive(self.request(prompt, SamplingParams(**options), pieces.append), pieces)
+        return self.drive(self.request(prompt, SamplingParams(**options), pieces.append), pieces)
 
     def request(self, prompt: Prompt, params: SamplingParams, emit: Callable[[Piece], None]) -> Request:
         """A request for :attr:`engine`, checked but not submitted.
@@ -228,8 +228,13 @@ class Model:
     ) -> None:
         self.close()
 
-    def _drive(self, request: Request, pieces: deque[Piece]) -> Iterator[Piece]:
-        """Step the engine until a request ends, giving its pieces."""
+    def drive(self, request: Request, pieces: deque[Piece]) -> Iterator[Piece]:
+        """Step the engine until a request ends, giving its pieces; closing the iterator ends it early.
+
+        Args:
+            request: From :meth:`request`, with ``pieces.append`` as its ``emit``.
+            pieces: What it emitted and nobody took yet.
+        """
         self.engine.submit(request)
         try:
             while True:
