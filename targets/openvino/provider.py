@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from aicc.runtime.artifact import Artifact, Signature, Variant
 
+# What an artifact may set: a manifest is not trusted with options that name files or devices.
+_OPTIONS = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 MAX_BATCH_TOKENS = 512  # a longer prompt is prefilled in chunks of this, which bounds activations
 
 
@@ -63,6 +65,8 @@ class OpenVINOProvider:
         """
         device = find_target(variant.target).device
         core = _core()
+        if unknown := sorted(set(variant.options) - set(_OPTIONS)):
+            raise IntegrityError(f"{artifact.path} asks for the option {unknown[0]}, which artifacts may not set.", "")
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **variant.options}
         if options.threads is not None:
             config["INFERENCE_NUM_THREADS"] = options.threads

@@ -19,6 +19,7 @@ from openvino.frontend import FrontEndManager
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.lowering import LoweredVariant, WeightStore
 from aicc.compiler.passes.attention_mask import attention_visibility
+from aicc.compiler.quantization.policy import find_weights
 from aicc.compiler.report import OpCoverage, PassRecord
 from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
@@ -82,7 +83,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     return LoweredVariant(
         files=files,
         requires={"openvino": ov.__version__.split("-")[0]},
-        options=_options(imported, target),
+        options=_options(imported),
         coverage=coverage,
         passes=[record],
         weight_bytes_per_token=_bytes_per_token(model, outline) if decoder else 0,
@@ -118,8 +119,19 @@ def _operators(model: ir.Model) -> Counter[str]:
     return Counter(n.op_type for n in model.graph.all_nodes())
 
 
-def _options(imported: ImportedModel, target: Target) -> dict[str, str]:
-    """What the plugin must be loaded with so that the numbers are those that were measured."""
+def _options(imported: ImportedModel) -> dict[str, str]:
+    """What the plugin must be loaded with so that the numbers are those that were measured.
+
+    Full-precision weights ask for full-precision arithmetic. Quantised ones leave the plugin its
+    own choice, the chip's fast half precision, but not quantised activations: those cost more
+    quality than the weights do, and only weights with integer zero points gain from them.
+    """
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    weights = find_weights(imported.graph)
+    if all(w.blockwise is None for w in weights):
+        return exact
+    if any(w.blockwise is not None and w.blockwise.offset == "float" for w in weights):
+        return {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     return {}
 
 
