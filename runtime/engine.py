@@ -45,6 +45,16 @@ class Engine:
         """Most tokens one sequence may have."""
         return self._executable.page_count * self._executable.page_size
 
+    @property
+    def page_count(self) -> int:
+        """Pages of KV memory there are."""
+        return self._executable.page_count
+
+    @property
+    def free_pages(self) -> int:
+        """Pages of KV memory nobody owned after the last step."""
+        return self._scheduler.allocator.free
+
     def submit(self, request: Request) -> None:
         """Queue a request; its pieces come while somebody steps."""
         self._inbox.append(request)
