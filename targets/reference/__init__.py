@@ -1,1 +1,1 @@
-"""The `reference` family."""
+"""The `reference` family: what every other family is compared with."""
