@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 # Reductions that numpy vectorises and runs outside the interpreter lock, with next to no arithmetic
 # a byte. Which one comes closest to the memory's limit differs between processors, so the best counts.
 _REDUCTIONS: tuple[Callable[[NDArray[np.int64]], object], ...] = (np.add.reduce, np.bitwise_or.reduce)
+_MIN_SLICE = 1 << 18  # bytes; below, calling numpy takes longer than reading
 _ROUND_SECONDS = 0.05  # long enough that starting the threads does not count
 
 _MATMUL = """
@@ -48,7 +49,8 @@ def read_bandwidth(footprint_bytes: int, threads: int, seconds: float = 0.6) -> 
     """Bytes a second this machine reads, sweeping again and again over one footprint.
 
     Each thread owns an equal slice, as a matrix product splits its rows. A footprint that fits a
-    cache is read at the cache's speed; that is the honest ceiling of a model of that size.
+    cache is read at the cache's speed; that is the honest ceiling of a model of that size. Slices under
+    256 KiB are measured as if they were that large.
 
     Args:
         footprint_bytes: Bytes read in one sweep, such as a model's weight bytes per token.
@@ -58,7 +60,7 @@ def read_bandwidth(footprint_bytes: int, threads: int, seconds: float = 0.6) -> 
     Returns:
         Bytes per second.
     """
-    words = max(footprint_bytes // 8 // threads, 1024)
+    words = max(footprint_bytes // threads, _MIN_SLICE) // 8
     # Ones, not zeros: untouched zero pages would all be one and the same page of memory.
     slices = [np.ones(words, np.int64) for _ in range(threads)]
     sweep_bytes = words * 8 * threads
