@@ -234,3 +234,11 @@ def test_writing_lazy_weights_needs_the_memory_of_one(tmp_path):
     growth_kb, written = map(int, output.split())
     assert written == 16 * 8 << 20
     assert growth_kb < 32 << 10
+
+
+def test_the_documented_way_to_open_the_graph_with_stock_tools_works(pristine):
+    text = (Path(__file__).parents[2] / "docs" / "artifact-format.md").read_text()
+    program = text.split("```python\n")[1].split("```")[0].replace("smollm2.aicc", str(pristine))
+    names: dict = {}
+    exec(program, names)
+    np.testing.assert_array_equal(ReferenceEvaluator(names["model"]).run(None, {"x": INPUT})[0], run(small_graph()))
