@@ -150,7 +150,7 @@ def _facts(file: GgufFile, built: BuiltGraph) -> LlmFacts:
     config, tokens = built.config, file.metadata.get("tokenizer.ggml.tokens") or []
     bos = token_id(file.metadata, "bos", len(tokens))
     return LlmFacts(
-        context_length=config.max_position_embeddings,
+        context_length=built.context_length,
         vocab_size=config.vocab_size,
         layers=config.num_hidden_layers,
         kv_heads=config.num_key_value_heads,

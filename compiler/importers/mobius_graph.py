@@ -15,6 +15,13 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from aicc.compiler.importers.corrections import (
+    context_length,
+    correct_graph,
+    correct_module,
+    position_offset,
+    refuse_inexact,
+)
 from aicc.compiler.importers.lazy import onnx_tensor
 from aicc.runtime.errors import AiccError, IntegrityError, UnsupportedError
 
@@ -45,12 +52,14 @@ class BuiltGraph:
         module: mobius' definition, which knows how published weight names map to the graph's.
         config: mobius' config.
         task: mobius' name of what the model does, such as ``text-generation``.
+        context_length: Tokens of context the graph is exact for.
     """
 
     model: ir.Model
     module: Any
     config: Any
     task: str
+    context_length: int
 
 
 def check_limits(where: str, values: Iterable[tuple[str, str, object]]) -> None:
@@ -84,12 +93,15 @@ def build_graph(hf_config: Any, where: str) -> BuiltGraph:
     from mobius._registry import registry
 
     model_type = hf_config.model_type
+    refuse_inexact(hf_config, where)
     try:
         module_class = registry.get(model_type)
         config = _config_from_hf(hf_config, parent_config=hf_config, module_class=module_class)
         config.dtype = ir.DataType.FLOAT
+        config.max_position_embeddings -= position_offset(hf_config)
         task = _default_task_for_model(model_type)
         module = module_class(config)
+        correct_module(module, hf_config)
         with _quiet():
             package = build_from_module(module, config, task, execution_provider="onnx-standard")
     except AiccError:
@@ -104,7 +116,9 @@ def build_graph(hf_config: Any, where: str) -> BuiltGraph:
             f"{where}: {model_type} is a model of several parts ({', '.join(package)}), and aicc compiles one graph.",
             "Export the part you need to ONNX and give that file.",
         )
-    return BuiltGraph(package["model"], module, config, task)
+    correct_graph(package["model"], hf_config, task)
+    length = context_length(hf_config, config.max_position_embeddings)
+    return BuiltGraph(package["model"], module, config, task, length)
 
 
 @contextmanager
