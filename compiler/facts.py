@@ -27,7 +27,9 @@ def _specs(values: list[ir.Value]) -> tuple[TensorSpec, ...]:
 
 def _spec(value: ir.Value) -> TensorSpec:
     if value.dtype is None or value.shape is None:
-        raise UnsupportedError(f"the graph's {value.name} has no known type and rank.", "Run shape inference on the model first.")
+        raise UnsupportedError(
+            f"the graph's {value.name} has no known type and rank.", "Run shape inference on the model first."
+        )
     shape = []
     for axis, dim in enumerate(value.shape):
         shape.append(dim if isinstance(dim, int) else str(dim.value or f"{value.name}.{axis}"))

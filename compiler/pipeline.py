@@ -23,7 +23,7 @@ from aicc.compiler.report import CompileReport, PhaseRecord
 from aicc.compiler.sources import resolve
 from aicc.compiler.template_check import check_template
 from aicc.runtime.artifact import Artifact, Format, Manifest, MemoryFacts, Variant
-from aicc.runtime.errors import QualityError, UnsupportedError, UsageError
+from aicc.runtime.errors import QualityError, UsageError
 from aicc.runtime.generator import Model
 from aicc.runtime.machine import peak_rss_bytes
 from aicc.runtime.provider import Fit, LoadOptions
@@ -148,9 +148,7 @@ def _manifest(
         source=imported.info,
         quantization=report.quantization,
         signatures=graph_signatures(imported.graph),
-        variants=(
-            Variant(name, target.name, tuple(lowered.files), lowered.requires, lowered.options),
-        ),
+        variants=(Variant(name, target.name, tuple(lowered.files), lowered.requires, lowered.options),),
         memory=MemoryFacts(
             weight_bytes=sum(layer.bytes for layer in report.layers),
             kv_bytes_per_token=kv_bytes_per_token(llm, target) if llm else 0,
@@ -162,7 +160,12 @@ def _manifest(
 
 
 def _measured(
-    staged: Artifact, imported: ImportedModel, target: Target, manifest: Manifest, report: CompileReport, max_kl: float | None
+    staged: Artifact,
+    imported: ImportedModel,
+    target: Target,
+    manifest: Manifest,
+    report: CompileReport,
+    max_kl: float | None,
 ) -> Manifest:
     """The manifest with the quality of the staged artifact, if the target runs on this machine.
 

@@ -88,7 +88,9 @@ class Executable(Protocol):
     """A model ready to run on a device."""
 
     @property
-    def signatures(self) -> Mapping[str, Signature]: ...
+    def signatures(self) -> Mapping[str, Signature]:
+        """What it takes and gives, by entry point."""
+        ...
 
     @property
     def device(self) -> str:

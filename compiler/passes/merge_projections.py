@@ -83,7 +83,9 @@ def _merge(graph: ir.Graph, products: list[ir.Node]) -> None:
     transpose = ir.node("Transpose", [merged], attributes={"perm": [1, 0]})
     product = ir.node("MatMul", [products[0].inputs[0], transpose.outputs[0]], name=name)
     sizes = ir.tensor(np.array(rows, np.int64), name=f"{name}.rows")
-    split_sizes = ir.Value(name=sizes.name, type=ir.TensorType(sizes.dtype), shape=ir.Shape([len(rows)]), const_value=sizes)
+    split_sizes = ir.Value(
+        name=sizes.name, type=ir.TensorType(sizes.dtype), shape=ir.Shape([len(rows)]), const_value=sizes
+    )
     graph.register_initializer(split_sizes)
     split = ir.node(
         "Split", [product.outputs[0], split_sizes], attributes={"axis": -1}, num_outputs=len(rows), name=f"{name}.split"

@@ -36,7 +36,9 @@ def reader(weight: BlockwiseWeight) -> Callable[[], Floats]:
 
     It keeps the tensors, not the graph's values, whose tensors may be replaced before it is called.
     """
-    stored = [None if v is None else v.const_value for v in (weight.values, weight.scales, weight.zero_points, weight.minimum)]
+    stored = [
+        None if v is None else v.const_value for v in (weight.values, weight.scales, weight.zero_points, weight.minimum)
+    ]
     return lambda: dequantize(weight.group_size, *(None if t is None else t.numpy() for t in stored))
 
 

@@ -55,7 +55,9 @@ def quantize(imported: ImportedModel, target: Target, quant: Quant, group_size: 
         UsageError: The target has no such format, or the group size makes no sense.
     """
     if group_size is not None and (quant not in ("int8", "int4") or group_size < 1):
-        raise UsageError(f"a group size of {group_size} makes no sense with --quant {quant}.", "Use it with int8 or int4.")
+        raise UsageError(
+            f"a group size of {group_size} makes no sense with --quant {quant}.", "Use it with int8 or int4."
+        )
     bits = {"int4": 4, "int8": 8, "auto": 8}.get(quant)
     if bits and quant != "auto" and not any(f.bits == bits for f in target.weight_formats):
         raise UsageError(f"{target.name} has no {quant} weights.", "See `aicc targets --json` for its formats.")

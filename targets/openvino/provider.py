@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import mmap
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aicc.runtime.artifact import WEIGHTS_PATH
 from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError
 from aicc.runtime.provider import (
     Array,
@@ -45,7 +49,9 @@ class OpenVINOProvider:
         device = find_target(variant.target).device
         openvino = _openvino()
         if not any(name.split(".")[0] == device for name in _core().available_devices):
-            return Compatibility(Fit.UNSUPPORTED, f"this machine has no {device} that OpenVINO can use; see `aicc doctor`.")
+            return Compatibility(
+                Fit.UNSUPPORTED, f"this machine has no {device} that OpenVINO can use; see `aicc doctor`."
+            )
         made, here = variant.requires.get("openvino", ""), openvino.__version__.split("-")[0]
         if _version(here) < _version(made):
             return Compatibility(
@@ -73,15 +79,16 @@ class OpenVINOProvider:
         folder = f"variants/{variant.name}"
         graph = artifact.file(f"{folder}/model.xml")
         try:
-            model = core.read_model(graph, artifact.file("weights/model.bin"))
+            weights = MappedWeights(artifact.file(WEIGHTS_PATH))
+            model = core.read_model(graph.read_bytes(), weights.tensor)
             if artifact.manifest.kind == "decoder":
                 layers = _decoder_layers(artifact.file(f"{folder}/decoder.json"))
                 model = _with_paged_attention(model, layers)
                 compiled = core.compile_model(model, device, config)
                 llm = artifact.manifest.llm
                 assert llm is not None
-                return Decoder(compiled, artifact.manifest.signatures, options.kv_tokens or llm.context_length)
-            return Tensors(core.compile_model(model, device, config), artifact.manifest.signatures)
+                return Decoder(compiled, artifact.manifest.signatures, weights, options.kv_tokens or llm.context_length)
+            return Tensors(core.compile_model(model, device, config), artifact.manifest.signatures, weights)
         except MemoryError as error:
             raise ResourceError(f"not enough memory to load {artifact.path} on {device}.", "") from error
         except RuntimeError as error:
@@ -91,13 +98,49 @@ class OpenVINOProvider:
             ) from error
 
 
+class MappedWeights:
+    """The artifact's weights file in memory, page by page as it is read.
+
+    The CPU plugin packs each weight into its kernel's layout when it is first multiplied with, and
+    never reads the original again, so its pages are given back while the first step runs: the
+    process then never holds the weights twice. A page that is needed again is read again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import openvino as ov
+
+        with path.open("rb") as file:  # a private mapping, as OpenVINO takes only writable arrays
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self.tensor = ov.Tensor(np.frombuffer(self._map, np.uint8), shared_memory=True)
+
+    @contextmanager
+    def given_back(self) -> Iterator[None]:
+        """Give pages back every few milliseconds while the block runs, and once after it."""
+        done = threading.Event()
+
+        def sweep() -> None:
+            while not done.wait(0.005):
+                self._map.madvise(mmap.MADV_DONTNEED)
+
+        thread = threading.Thread(target=sweep, name="aicc-give-back", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
 class Tensors:
     """A model of named arrays."""
 
-    def __init__(self, compiled: ov.CompiledModel, signatures: Mapping[str, Signature]) -> None:
+    def __init__(self, compiled: ov.CompiledModel, signatures: Mapping[str, Signature], weights: MappedWeights) -> None:
         self._compiled: ov.CompiledModel | None = compiled
         self._request = compiled.create_infer_request()
         self._signatures = signatures
+        self._weights = weights
+        self._packed = False
         self._device = _device_name(compiled)
 
     @property
@@ -112,9 +155,14 @@ class Tensors:
 
     def run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; outputs are copies."""
-        results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+        with self._packing():
+            results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
         names = [t.name for t in self._signatures[signature].outputs]
         return {name: np.array(results[name]) for name in names}
+
+    def _packing(self) -> AbstractContextManager[None]:
+        first, self._packed = not self._packed, True
+        return self._weights.given_back() if first else nullcontext()
 
     def close(self) -> None:
         """Release the compiled model."""
@@ -125,8 +173,14 @@ class Tensors:
 class Decoder(Tensors):
     """A decoder over paged KV memory, one page table for all layers."""
 
-    def __init__(self, compiled: ov.CompiledModel, signatures: Mapping[str, Signature], kv_tokens: int) -> None:
-        super().__init__(compiled, signatures)
+    def __init__(
+        self,
+        compiled: ov.CompiledModel,
+        signatures: Mapping[str, Signature],
+        weights: MappedWeights,
+        kv_tokens: int,
+    ) -> None:
+        super().__init__(compiled, signatures, weights)
         import openvino as ov
 
         self._ov = ov
@@ -170,7 +224,8 @@ class Decoder(Tensors):
         request, tensor = self._request, self._ov.Tensor
         for name, array in tensors.items():
             request.set_tensor(name, tensor(array, shared_memory=True))
-        request.infer()
+        with self._packing():
+            request.infer()
         logits: NDArray[np.float32] = request.get_output_tensor(0).data
         return logits
 
@@ -212,7 +267,10 @@ def _with_paged_attention(model: ov.Model, layers: list[dict[str, Any]]) -> ov.M
         pair = [parameter(f"{kind}_cache.{index}", [-1] * 4, ov.Type.dynamic) for kind in ("key", "value")]
         caches += pair
         arguments = [query, key, value, *(p.output(0) for p in pair), *(t.output(0) for t in tables)]
-        arguments += [op.constant(np.float32(layer["scale"])).output(0), op.constant(np.int32(layer["window"])).output(0)]
+        arguments += [
+            op.constant(np.float32(layer["scale"])).output(0),
+            op.constant(np.int32(layer["window"])).output(0),
+        ]
         attention = PagedAttention([*arguments, no_float, longest.output(0), *unused])
         facts = attention.get_rt_info()
         facts["num_k_heads"] = facts["num_v_heads"] = layer["kv_heads"]

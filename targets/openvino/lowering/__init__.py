@@ -48,7 +48,8 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     decoder = imported.kind == "decoder"
     if decoder and not target.kv_dtypes:
         raise UnsupportedError(
-            f"{target.name} has no paged KV cache, so it cannot run a decoder.", "Compile for openvino:cpu or openvino:gpu."
+            f"{target.name} has no paged KV cache, so it cannot run a decoder.",
+            "Compile for openvino:cpu or openvino:gpu.",
         )
     coverage = [OpCoverage(op, delegated=count) for op, count in sorted(_operators(imported.graph).items())]
     started = time.perf_counter()
@@ -95,7 +96,9 @@ def refuse_operators(graph: ir.Model, target: Target) -> None:
     refused = [n for n in graph.graph.all_nodes() if target.op_rules.get(n.op_type) == "refuse"]
     if refused:
         names = ", ".join(f"{n.name} ({n.op_type})" for n in refused[:5])
-        raise UnsupportedError(f"{target.name} cannot run {len(refused)} node(s): {names}.", "Compile for --target reference.")
+        raise UnsupportedError(
+            f"{target.name} cannot run {len(refused)} node(s): {names}.", "Compile for --target reference."
+        )
 
 
 def _convert(model: ir.Model, conversions: DecoderConversions | None) -> ov.Model:

@@ -62,7 +62,10 @@ class DecoderConversions:
         head_size = width // query_heads
         if _width(value) != _width(key):
             raise UnsupportedError("an Attention has value heads of another size than its key heads.", "")
-        flat = [op.reshape(x, _ints(-1, w), False) for x, w in zip((query, key, value), (width, _width(key), _width(value)), strict=True)]
+        flat = [
+            op.reshape(x, _ints(-1, w), False)
+            for x, w in zip((query, key, value), (width, _width(key), _width(value)), strict=True)
+        ]
         stand_in = op.variadic_split(op.concat(flat, 1), _int(1), _ints(width, _width(key), _width(value)))
         scale = node.get_attribute("scale", 0.0) or head_size**-0.5
         self.attentions.append(PagedAttention(stand_in, query_heads, kv_heads, head_size, scale))

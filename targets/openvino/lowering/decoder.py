@@ -70,7 +70,7 @@ def _output_projection(logits: ov.Output) -> ov.Node:
         node = node.input_value(0).get_node()
     if node.get_type_name() != "MatMul":
         raise UnsupportedError(
-            f"the logits come from a {node.get_type_name()} ({node.get_friendly_name()}), not from an output projection.",
+            f"the logits come from {node.get_friendly_name()} ({node.get_type_name()}), not from an output projection.",
             "A decoder ends in a MatMul, with at most scaling and capping after it.",
         )
     return node

@@ -141,13 +141,18 @@ def transpose_in_products(model: ov.Model) -> None:
         if node.get_type_name() != "MatMul":
             continue
         transpose = node.input_value(1).get_node()
-        if transpose.get_type_name() != "Transpose" or transpose.input_value(1).get_node().get_type_name() != "Constant":
+        if (
+            transpose.get_type_name() != "Transpose"
+            or transpose.input_value(1).get_node().get_type_name() != "Constant"
+        ):
             continue
         order = transpose.input_value(1).get_node().data.tolist()
         if order[:-2] != list(range(len(order) - 2)) or order[-2:] != [len(order) - 1, len(order) - 2]:
             continue
         attributes = node.get_attributes()
-        new = op.matmul(node.input_value(0), transpose.input_value(0), attributes["transpose_a"], not attributes["transpose_b"])
+        new = op.matmul(
+            node.input_value(0), transpose.input_value(0), attributes["transpose_a"], not attributes["transpose_b"]
+        )
         new.set_friendly_name(node.get_friendly_name())
         new.output(0).set_names(node.output(0).get_names())
         for target in node.output(0).get_target_inputs():
@@ -178,7 +183,9 @@ def _float_zero_points(weight: BlockwiseWeight) -> tuple[np.ndarray, np.ndarray]
     if flat.any():
         integers = weight.values.const_value.numpy().reshape(*scales.shape, weight.group_size)
         if integers[flat].any():
-            raise UnsupportedError(f"weight {weight.output.name} has groups with scale 0 and values that are not 0.", "")
+            raise UnsupportedError(
+                f"weight {weight.output.name} has groups with scale 0 and values that are not 0.", ""
+            )
         wide = np.where(flat, np.abs(minimum), wide)
     with np.errstate(divide="ignore", invalid="ignore"):
         zero = np.where(wide == 0, 0, -minimum / wide)

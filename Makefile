@@ -1,0 +1,59 @@
+# The two commands a newcomer needs are `make demo` and `make test`. Everything is made inside this
+# folder (.venv, build/) and in $XDG_CACHE_HOME/aicc; nothing is installed on the system.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+AICC := $(BIN)/aicc
+ARTIFACT := build/smollm2-135m.aicc
+PROMPT ?= What is the capital of France?
+
+.PHONY: demo test test-full soak bench docs lint clean
+
+demo: $(ARTIFACT)  ## Compile a real language model and ask it something.
+	$(AICC) inspect $(ARTIFACT)
+	$(AICC) run $(ARTIFACT) "$(PROMPT)" --max-tokens 64
+
+$(ARTIFACT): $(VENV)/.compile
+	$(AICC) compile smollm2-135m --target openvino:cpu -o $@
+
+test: $(VENV)/.test lint  ## Everything CI checks; set-up included.
+	$(BIN)/pytest
+
+test-full: $(VENV)/.test lint  ## The long checks too: other importers' environments, larger models.
+	$(BIN)/pytest -m "full or not full"
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p build/typing/aicc && ln -sfn ../../../runtime build/typing/aicc/runtime
+	MYPYPATH=build/typing $(BIN)/mypy
+	$(BIN)/lint-imports
+
+soak: $(VENV)/.test  ## Ten minutes of a loaded server, watching memory and pages.
+	$(BIN)/python -m tests.server.soak
+
+bench: $(VENV)/.bench $(ARTIFACT)  ## This artifact beside its peers, one JSON and one picture.
+	$(BIN)/python benchmarks/decoder.py
+
+docs: $(VENV)/.test  ## Regenerate what is generated.
+	$(BIN)/python docs/generate.py
+
+# One stamp for each set of dependencies, remade when what it was made from changes.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.compile: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compile,serve]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compile,serve,test]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.compile benchmarks/requirements.txt
+	$(MAKE) -C benchmarks environment
+	touch $@
+
+clean:
+	rm -rf build $(VENV)
