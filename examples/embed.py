@@ -1,0 +1,11 @@
+"""Load an artifact and generate: all a program needs to embed a model."""
+
+import sys
+
+from aicc.runtime import load
+
+with load(sys.argv[1]) as model:
+    ids = model.chat_ids([{"role": "user", "content": sys.argv[2]}])
+    for piece in model.stream(ids, max_tokens=128):
+        print(piece.text, end="", flush=True)
+    print()
