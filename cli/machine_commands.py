@@ -1,0 +1,79 @@
+"""``aicc targets`` and ``aicc doctor``: what can be compiled for and run on this machine."""
+
+from __future__ import annotations
+
+import click
+
+from aicc.cli.output import facts, human_bytes, print_json, print_result, table
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def targets(as_json: bool) -> None:
+    """List every target: what it is, and whether it compiles and runs here.
+
+    A target is named FAMILY:VARIANT; the family alone means its first variant. EVIDENCE says how
+    far it has been shown to work on the machines aicc is tested on: it runs there, it is emulated
+    there, it only compiles there, or it is prepared and untested.
+    """
+    from aicc.cli.machine import list_targets
+
+    document = list_targets()
+    if as_json:
+        return print_json(document)
+    rows = [
+        (t.name, t.description, "yes" if t.compiles else "no", "yes" if t.runs else "no", t.evidence)
+        for t in document.targets
+    ]
+    reasons = [(t.name, reason) for t in document.targets for reason in (t.compiles_reason, t.runs_reason) if reason]
+    print_result(table("", ("target", "what it is", "compiles here", "runs here", "evidence"), rows))
+    if reasons:
+        print_result(table("why not", ("target", "reason"), list(dict.fromkeys(reasons))))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def doctor(as_json: bool) -> None:
+    """Describe this machine as aicc sees it, and say what is wrong with it.
+
+    Shows the processor and its instruction sets, the cores and memory this process may really use
+    (containers count), the devices of each target family, package versions and caches. Problems
+    come last, each with its remedy.
+    """
+    from aicc.cli.machine import examine
+
+    document = examine()
+    if as_json:
+        return print_json(document)
+    cpu = document.processor
+    print_result(
+        facts(
+            [
+                ("aicc", f"{document.aicc} on Python {document.python} ({document.python_path})"),
+                ("system", document.system),
+                ("processor", f"{cpu.model} ({cpu.architecture})"),
+                ("instruction sets", " ".join(cpu.instruction_sets) or "none that matter here"),
+                ("cores", f"{cpu.usable_cores} usable of {cpu.cores}"),
+                (
+                    "memory",
+                    f"{human_bytes(document.memory_available)} available of {human_bytes(document.memory_total)}",
+                ),
+                ("cache", f"{document.cache.path}, {human_bytes(document.cache.disk_free)} free on its disk"),
+                *((f"  {entry.name}", human_bytes(entry.bytes)) for entry in document.cache.entries),
+            ]
+        ),
+        table(
+            "devices",
+            ("family", "device", "description"),
+            [(d.family, d.name or "none", d.description or d.problem) for d in document.devices],
+        ),
+        table(
+            "packages",
+            ("package", "installed", "needed", "for"),
+            [(p.name, p.installed or "no", p.requirement, p.extra or "everything") for p in document.packages],
+        ),
+    )
+    if document.problems:
+        print_result(table("problems", ("what", "remedy"), [(p.what, p.remedy) for p in document.problems]))
+    else:
+        print_result("No problems found.")

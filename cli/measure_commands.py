@@ -1,0 +1,106 @@
+"""``aicc bench`` and ``aicc eval``: how fast an artifact is, and how close to its source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from aicc.cli.compile_commands import compiler
+from aicc.cli.output import Progress, facts, human_bytes, print_json, print_result
+from aicc.cli.run_commands import runtime_options
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--prompt-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Length of the prompt."
+)
+@click.option("--decode-tokens", type=click.IntRange(min=2), default=64, show_default=True, help="Tokens to generate.")
+@click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Runs; medians are shown.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to compute with. [default: all usable]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def bench(
+    artifact: Path, prompt_tokens: int, decode_tokens: int, repeat: int, threads: int | None, as_json: bool
+) -> None:
+    """Measure how fast ARTIFACT loads, reads a prompt and generates on this machine.
+
+    Decoding reads every weight once a token, so its limit is the memory's read bandwidth; that is
+    measured in the same run and the fraction reached is shown.
+    """
+    from aicc.runtime.bench import bench_artifact
+
+    result = bench_artifact(artifact, prompt_tokens, decode_tokens, repeat, threads)
+    if as_json:
+        return print_json(result)
+    print_result(
+        facts(
+            [
+                ("prefill", f"{result.prefill_tokens_per_s:,.0f} tokens/s over {prompt_tokens} tokens"),
+                ("decode", f"{result.decode_tokens_per_s:,.1f} tokens/s over {decode_tokens} tokens"),
+                ("load", f"{result.load_s:.2f} s"),
+                ("peak memory", human_bytes(result.peak_rss_bytes)),
+                ("weights read", f"{human_bytes(result.weight_bytes_per_token)} a token"),
+                (
+                    "bandwidth",
+                    f"{100 * result.bandwidth_fraction:.0f}% of the {human_bytes(result.read_bandwidth_bytes_per_s)}/s "
+                    "this machine reads",
+                ),
+            ]
+        )
+    )
+
+
+@click.command("eval")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--reference", required=True, metavar="MODEL", help="The source model, as `aicc compile` takes it.")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="UTF-8 text to compare on. [default: held-out English that comes with aicc]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@runtime_options
+def evaluate(
+    artifact: Path, reference: str, text: Path | None, as_json: bool, device: str | None, threads: int | None
+) -> None:
+    """Measure how close ARTIFACT is to the model it was compiled from.
+
+    Both read the same text and predict each next token; shown are how far the predictions are
+    apart (KL divergence in nats; 0 is identical), how often the likeliest token is the same, and
+    the perplexity of both. The reference computes in float32.
+    """
+    from aicc.runtime import load
+    from aicc.runtime.artifact import Artifact
+    from aicc.runtime.errors import UsageError
+    from aicc.runtime.generator import Model
+
+    if Artifact.open(artifact).manifest.kind != "decoder":
+        raise UsageError(f"{artifact} is a model of tensors.", "Compare its outputs with those of its source instead.")
+    with compiler():
+        from aicc.compiler.evaluate import measure_quality
+        from aicc.compiler.importers import import_model
+        from aicc.compiler.sources import resolve
+
+        with Progress() as progress:
+            source = resolve(reference, lambda line: progress("source", line))
+            progress("import", f"reading {source.name}")
+            imported = import_model(source, digest=False)
+            with load(artifact, device, threads) as model:
+                assert isinstance(model, Model)
+                quality = measure_quality(model, imported, text, lambda line: progress("compare", line))
+    if as_json:
+        return print_json(quality)
+    print_result(
+        facts(
+            [
+                ("KL divergence", f"{quality.kl_mean:.6f} nats on average, 99% below {quality.kl_p99:.5f}"),
+                ("top-1 agreement", f"{100 * quality.top1_agreement:.2f}%"),
+                ("perplexity", f"{quality.ppl:.4f} (source {quality.ppl_reference:.4f})"),
+                ("text", f"{quality.text}, {quality.tokens:,} tokens"),
+            ]
+        )
+    )

@@ -1,0 +1,212 @@
+"""Whether a model can be compiled for a target and will fit, told from headers alone.
+
+The model is imported, simplified and given its weight formats exactly as a compile would, but
+every weight stays where it is: only names, shapes and types are read. So the bytes are those the
+artifact will have; memory is a prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import onnx
+import onnx_ir as ir
+
+from aicc.compiler.facts import kv_bytes_per_token, weight_layers
+from aicc.compiler.importers import ImportedModel, Source, import_model
+from aicc.compiler.optimize import optimize
+from aicc.compiler.quantization.policy import Quant, quantize
+from aicc.runtime import machine
+from aicc.runtime.target import Target
+
+BATCH_TOKENS = 512  # tokens a symbolic dimension is taken to have, as in one chunk of a prefill
+LIVE_TENSORS = 4  # intermediate tensors of the largest size alive at the same time
+RUNTIME_BYTES = 150_000_000  # the process itself: Python, numpy and the vendor's runtime
+_DOMAINS = ("", "ai.onnx", "com.microsoft")
+_THROUGH = ("DequantizeLinear", "Cast", "Reshape", "Add", "Transpose")  # between a stored weight and its use
+
+
+class RefusedNode(msgspec.Struct):
+    """An operator the target cannot run.
+
+    Attributes:
+        node: Name of the node in the graph.
+        op: Its operator.
+        reason: Why it is refused.
+    """
+
+    node: str
+    op: str
+    reason: str
+
+
+class CheckReport(msgspec.Struct):
+    """What ``aicc check --json`` prints. Bytes are those the artifact would have; memory is predicted.
+
+    Attributes:
+        model: What was checked.
+        kind: ``decoder`` or ``tensors``.
+        target: For which target.
+        quantization: Number formats the weights would get.
+        supported: Whether the target can run every operator.
+        refused: Operators it cannot run; empty if supported.
+        fits: Whether the predicted memory is available on this machine.
+        operators: Nodes of the graph.
+        weight_bytes: Weights, as stored.
+        weight_bytes_per_token: Weights read to decode one token; 0 for models of tensors.
+        kv_bytes_per_token: KV cache for each token kept; 0 for models of tensors.
+        context_length: Tokens of one full context; 0 for models of tensors.
+        activation_bytes: Predicted memory for intermediate tensors.
+        memory_bytes: Predicted memory to run with one full context.
+        memory_available: Memory available to this process, or of the target's own device.
+        notes: What the importer had to decide.
+    """
+
+    model: str
+    kind: str
+    target: str
+    quantization: str
+    supported: bool
+    refused: list[RefusedNode]
+    fits: bool
+    operators: int
+    weight_bytes: int
+    weight_bytes_per_token: int
+    kv_bytes_per_token: int
+    context_length: int
+    activation_bytes: int
+    memory_bytes: int
+    memory_available: int
+    notes: list[str] = []
+
+
+def check_model(
+    source: Source, target: Target, *, quant: Quant = "auto", group_size: int | None = None, importer: str = "auto"
+) -> CheckReport:
+    """Look at a model as a compile would, without reading a weight.
+
+    Args:
+        source: From :func:`aicc.compiler.sources.resolve`.
+        target: What it would be compiled for.
+        quant: Weight format, as for a compile.
+        group_size: Values that share a scale, as for a compile.
+        importer: As for a compile.
+
+    Raises:
+        UnsupportedError: The model cannot be imported at all.
+        IntegrityError: Its files contradict themselves.
+        UsageError: The options make no sense for the target.
+    """
+    imported = import_model(source, importer, digest=False)
+    optimize(imported, target)
+    quantization = quantize(imported, target, quant, group_size)
+    graph, llm = imported.graph, imported.llm
+    refused = list(_refused(imported, target))
+    weight_bytes = sum(layer.bytes for layer in weight_layers(graph))
+    kv_bytes = kv_bytes_per_token(llm, target) if llm and target.kv_dtypes else 0
+    context = llm.context_length if llm else 0
+    activations = _activation_bytes(graph)
+    needed = RUNTIME_BYTES + weight_bytes + kv_bytes * context + activations
+    available = machine.memory().available if target.memory_bytes is None else target.memory_bytes
+    return CheckReport(
+        model=source.name,
+        kind=imported.kind,
+        target=target.name,
+        quantization=quantization,
+        supported=not refused,
+        refused=refused,
+        fits=needed <= available,
+        operators=sum(1 for _ in graph.graph.all_nodes()),
+        weight_bytes=weight_bytes,
+        weight_bytes_per_token=_bytes_per_token(graph) if llm else 0,
+        kv_bytes_per_token=kv_bytes,
+        context_length=context,
+        activation_bytes=activations,
+        memory_bytes=needed,
+        memory_available=available,
+        notes=imported.notes,
+    )
+
+
+def _refused(imported: ImportedModel, target: Target) -> Iterator[RefusedNode]:
+    """Nodes the target's rules refuse, or that no ONNX standard defines."""
+    if imported.kind == "decoder" and not target.kv_dtypes:
+        reason = f"{target.name} has no KV cache, so it cannot run a decoder"
+        yield RefusedNode("", "Attention", reason)
+    functions = {(key[0], key[1]) for key in imported.graph.functions}
+    for node in imported.graph.graph.all_nodes():
+        name = node.name or (node.outputs[0].name if node.outputs else "") or "unnamed"
+        if target.op_rules.get(node.op_type) == "refuse":
+            yield RefusedNode(name, node.op_type, f"{target.name} has no kernel for it")
+        elif (node.domain, node.op_type) not in functions and not _is_known(node, imported.graph):
+            domain = f" of domain {node.domain}" if node.domain else ""
+            yield RefusedNode(name, node.op_type, f"it is no ONNX operator{domain} that aicc knows")
+
+
+def _is_known(node: ir.Node, model: ir.Model) -> bool:
+    if node.domain not in _DOMAINS:
+        return False
+    version = model.opset_imports.get("", 1)
+    return node.domain == "com.microsoft" or onnx.defs.has(node.op_type, max_inclusive_version=version)
+
+
+def _bytes_per_token(model: ir.Model) -> int:
+    """Stored weights that decoding one token reads: of a table that is only looked up, one row."""
+    total = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or not tensor.nbytes:
+            continue
+        total += tensor.nbytes // int(tensor.shape[0]) if _only_looked_up(value) else tensor.nbytes
+    return total
+
+
+def _only_looked_up(value: ir.Value) -> bool:
+    """Whether rows of a weight are gathered and it has no other use."""
+    uses = [use.node for use in value.uses()]
+    if not uses or value.const_value is None or not len(value.const_value.shape):
+        return False
+    return all(
+        node.op_type == "Gather" or (node.op_type in _THROUGH and _only_looked_up_output(node.outputs[0]))
+        for node in uses
+    )
+
+
+def _only_looked_up_output(value: ir.Value) -> bool:
+    uses = [use.node for use in value.uses()]
+    return bool(uses) and all(
+        node.op_type == "Gather" or (node.op_type in _THROUGH and _only_looked_up_output(node.outputs[0]))
+        for node in uses
+    )
+
+
+def _activation_bytes(model: ir.Model) -> int:
+    """A few of the largest intermediate tensors, symbolic dimensions at one chunk of tokens.
+
+    The first dimension, which is the batch where it is symbolic, counts once. Decompressed weights
+    are no intermediates: targets multiply with the stored form.
+    """
+    largest = 0
+    outputs = set(model.graph.outputs)
+    for node in model.graph.all_nodes():
+        if node.op_type in _THROUGH and any(_is_weight(value) for value in node.inputs):
+            continue
+        for value in node.outputs:
+            if value.shape is None or value.dtype is None or value in outputs:
+                continue
+            size = value.dtype.itemsize
+            for axis, dim in enumerate(value.shape):
+                size *= dim if isinstance(dim, int) else 1 if axis == 0 else BATCH_TOKENS
+            largest = max(largest, int(size))
+    return LIVE_TENSORS * largest
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    """Whether a value is a weight or one on its way to be decompressed."""
+    if value is None:
+        return False
+    if value.const_value is not None and value.const_value.nbytes > 1024:
+        return True
+    producer = value.producer()
+    return producer is not None and producer.op_type in _THROUGH and _is_weight(producer.inputs[0])
