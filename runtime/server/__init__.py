@@ -1,1 +1,18 @@
-"""The HTTP server over loaded artifacts."""
+"""The HTTP server over a loaded artifact, speaking OpenAI's API.
+
+Needs the extra ``serve``; nothing else of the runtime imports it.
+"""
+
+from __future__ import annotations
+
+from aicc.runtime.errors import MismatchError
+
+try:
+    from aicc.runtime.server.app import Limits, create_app
+    from aicc.runtime.server.listener import serve
+except ModuleNotFoundError as error:
+    if error.name not in ("starlette", "uvicorn"):
+        raise
+    raise MismatchError(f"the server needs {error.name}.", "Install it: pip install 'aicc[serve]'.") from error
+
+__all__ = ["Limits", "create_app", "serve"]

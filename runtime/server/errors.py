@@ -1,0 +1,139 @@
+"""Failures in the API's own shape: ``{"error": {"message", "type", "param", "code"}}``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from aicc.runtime.errors import AiccError, ContextLengthError, ResourceError, UnsupportedError, UsageError
+from aicc.runtime.server.schema import ErrorBody, ErrorDetail
+
+RETRY_SECONDS = 1  # what Retry-After asks for: a queue moves within this
+_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_UNKNOWN_FIELD = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
+_MISSING_FIELD = re.compile(r"^Object missing required field `(?P<field>.*)`$")
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Args:
+        status: HTTP status code.
+        message: What is wrong, for the caller's developer.
+        code: OpenAI's machine-readable code, or one in its manner.
+        param: Path of the request field at fault.
+        retry: Whether the same request may succeed soon; sends ``Retry-After``.
+    """
+
+    def __init__(
+        self, status: int, message: str, code: str | None = None, param: str | None = None, retry: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.detail = ErrorDetail(message, _type_of(status), param, code)
+        self.headers = {"retry-after": str(RETRY_SECONDS)} if retry else {}
+
+    def body(self) -> bytes:
+        """The JSON to send."""
+        return msgspec.json.encode(ErrorBody(self.detail))
+
+    def response(self) -> Response:
+        """The whole answer."""
+        return Response(self.body(), self.status, self.headers, "application/json")
+
+
+def _type_of(status: int) -> str:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def invalid(message: str, param: str | None, code: str = "invalid_value") -> ApiError:
+    """A 400 about one field."""
+    return ApiError(400, message, code, param)
+
+
+def decode_error(error: Exception) -> ApiError:
+    """What was wrong with a request body, by field where there is one.
+
+    Args:
+        error: What ``msgspec.json.Decoder.decode`` raised.
+    """
+    if not isinstance(error, msgspec.ValidationError):
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else _sentence(str(error))
+        return ApiError(400, f"The body is not valid JSON: {reason}.", "invalid_json")
+    found = _WHERE.match(str(error))
+    what, path = (found["what"], found["path"] or "") if found else (str(error), "")
+    if unknown := _UNKNOWN_FIELD.match(what):
+        param = _join(path, unknown["field"][:100])
+        return invalid(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
+    if missing := _MISSING_FIELD.match(what):
+        param = _join(path, missing["field"])
+        return invalid(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
+    if what.startswith("Expected `null`, "):
+        return invalid(
+            f"'{path}' is not implemented by this server. Leave it out.", path or None, "unsupported_parameter"
+        )
+    where = f"'{path}'" if path else "the body"
+    return invalid(f"Invalid value for {where}: {_sentence(what)}.", path or None)
+
+
+def _join(path: str, field: str) -> str:
+    return f"{path}.{field}" if path else field
+
+
+def _sentence(text: str) -> str:
+    """A library's message as the second half of a sentence, of bounded length."""
+    text = text.replace("`", "'")[:300].rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def from_foreseen(error: AiccError, param: str | None = None) -> ApiError:
+    """The answer for a failure the runtime foresees.
+
+    Args:
+        error: What the runtime raised.
+        param: The field that is at fault when the request is.
+    """
+    if isinstance(error, ContextLengthError):
+        return invalid(str(error), param, "context_length_exceeded")
+    if isinstance(error, UsageError | UnsupportedError):
+        return invalid(str(error), param)
+    if isinstance(error, ResourceError):
+        return ApiError(503, str(error), "out_of_capacity", retry=True)
+    return ApiError(500, str(error), "internal_error")
+
+
+async def on_api_error(request: Request, error: Exception) -> Response:
+    """Starlette's handler of :class:`ApiError`."""
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's handler of its own errors: unknown paths and wrong methods."""
+    assert isinstance(error, HTTPException)
+    messages: Mapping[int, tuple[str, str]] = {
+        404: (f"Unknown path: {request.method} {request.url.path[:200]}.", "unknown_url"),
+        405: (f"{request.method} is not allowed on {request.url.path[:200]}.", "method_not_allowed"),
+    }
+    message, code = messages.get(error.status_code, (error.detail, "http_error"))
+    answer = ApiError(error.status_code, message, code).response()
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def on_disconnect(request: Request, error: Exception) -> Response:
+    """The caller left before the answer; the status is what proxies' logs call that."""
+    return Response(status_code=499)
+
+
+async def on_bug(request: Request, error: Exception) -> Response:
+    """Anything unforeseen: the traceback goes to the server's log, never to the caller."""
+    return ApiError(500, "The server failed on this request; its log has the reason.", "internal_error").response()
