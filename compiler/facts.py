@@ -60,7 +60,7 @@ def weight_layers(model: ir.Model) -> list[LayerRecord]:
         layer = _layer_of(name)
         sizes[layer] += value.const_value.nbytes
         if len(value.const_value.shape) == 2 and not name.endswith((".scales", ".zero_points")):
-            formats[layer].add(value.const_value.dtype.name.lower())
+            formats[layer].add(value.const_value.dtype.numpy().name)
     return [LayerRecord(name, size, ", ".join(sorted(formats[name])) or "float32") for name, size in sizes.items()]
 
 

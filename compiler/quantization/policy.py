@@ -118,7 +118,7 @@ def _convert(imported: ImportedModel, use: WeightUse, target: Target, quant: Qua
     bits = 4 if quant == "int4" and not use.is_table else 8
     wanted = kept is not None and (quant == "auto" or kept.bits <= bits) and group_size in (None, kept.group_size)
     if wanted and target.accepts_weight(kept.bits, _row_as_zero(kept), kept.offset):
-        return f"{kept.values.dtype.name.lower()} group {kept.group_size}{_table(use)}"
+        return f"{kept.values.dtype.numpy().name} group {kept.group_size}{_table(use)}"
     return _to_integers(imported.graph.graph, use, bits, group_size)
 
 
@@ -131,7 +131,7 @@ def _to_float(graph: ir.Graph, use: WeightUse, dtype: ir.DataType) -> str:
         lambda: ir.tensor(read().astype(np.float16) if half else read()), dtype=dtype, shape=ir.Shape(shape)
     )
     stored = ir.Value(
-        name=f"{name}.{dtype.name.lower()}", type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor
+        name=f"{name}.{dtype.numpy().name}", type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor
     )
     graph.register_initializer(stored)
     new = stored
@@ -141,7 +141,7 @@ def _to_float(graph: ir.Graph, use: WeightUse, dtype: ir.DataType) -> str:
         new.name, new.type, new.shape = f"{name}.float", ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
         graph.insert_before(graph[0], cast)
     ir.convenience.replace_all_uses_with(use.value, new)
-    return f"{dtype.name.lower()}{_table(use)}"
+    return f"{dtype.numpy().name}{_table(use)}"
 
 
 def _to_integers(graph: ir.Graph, use: WeightUse, bits: int, group_size: int | None) -> str:
@@ -153,7 +153,7 @@ def _to_integers(graph: ir.Graph, use: WeightUse, bits: int, group_size: int | N
     new = add_blockwise(graph, name, tensors.values, tensors.scales, group, zero_points=tensors.zero_points)
     ir.convenience.replace_all_uses_with(use.value, new)
     size = "by row" if group == shape[1] else f"group {group}"
-    return f"{tensors.values.dtype.name.lower()} {size}{_table(use)}"
+    return f"{tensors.values.dtype.numpy().name} {size}{_table(use)}"
 
 
 def _reader(use: WeightUse) -> tuple[Callable[[], Floats], tuple[int, int]]:
@@ -176,8 +176,8 @@ def _row_as_zero(weight: BlockwiseWeight) -> int:
 
 def _describe_float(use: WeightUse) -> str:
     if use.blockwise is not None:
-        return f"{use.blockwise.values.dtype.name.lower()} group {use.blockwise.group_size}{_table(use)}"
-    return f"{use.value.dtype.name.lower()}{_table(use)}"
+        return f"{use.blockwise.values.dtype.numpy().name} group {use.blockwise.group_size}{_table(use)}"
+    return f"{use.value.dtype.numpy().name}{_table(use)}"
 
 
 def _table(use: WeightUse) -> str:
