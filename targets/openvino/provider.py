@@ -79,7 +79,7 @@ class OpenVINOProvider:
         folder = f"variants/{variant.name}"
         graph = artifact.file(f"{folder}/model.xml")
         try:
-            weights = MappedWeights(artifact.file(WEIGHTS_PATH))
+            weights = MappedWeights(artifact.file(WEIGHTS_PATH) if artifact.has(WEIGHTS_PATH) else None)
             model = core.read_model(graph.read_bytes(), weights.tensor)
             if artifact.manifest.kind == "decoder":
                 layers = _decoder_layers(artifact.file(f"{folder}/decoder.json"))
@@ -106,11 +106,14 @@ class MappedWeights:
     process then never holds the weights twice. A page that is needed again is read again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         import openvino as ov
 
-        with path.open("rb") as file:  # a private mapping, as OpenVINO takes only writable arrays
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if path is None:  # a graph without constants
+            self._map = mmap.mmap(-1, mmap.PAGESIZE)
+        else:
+            with path.open("rb") as file:  # a private mapping, as OpenVINO takes only writable arrays
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self.tensor = ov.Tensor(np.frombuffer(self._map, np.uint8), shared_memory=True)
 
     @contextmanager

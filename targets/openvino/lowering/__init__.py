@@ -9,18 +9,18 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections import Counter
 from pathlib import Path
 
 import onnx_ir as ir
 import openvino as ov
 from openvino.frontend import FrontEndManager
 
+from aicc.compiler.coverage import full_coverage, refuse_operators, weight_bytes_per_token
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.lowering import LoweredVariant, WeightStore
 from aicc.compiler.passes.attention_mask import attention_visibility
 from aicc.compiler.quantization.policy import find_weights
-from aicc.compiler.report import OpCoverage, PassRecord
+from aicc.compiler.report import PassRecord
 from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
 from aicc.targets.openvino.lowering.conversions import DecoderConversions
@@ -51,7 +51,6 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
             f"{target.name} has no paged KV cache, so it cannot run a decoder.",
             "Compile for openvino:cpu or openvino:gpu.",
         )
-    coverage = [OpCoverage(op, delegated=count) for op, count in sorted(_operators(imported.graph).items())]
     started = time.perf_counter()
     conversions = DecoderConversions()
     visible = attention_visibility(imported.graph, imported.llm.context_length) if decoder else {}
@@ -85,20 +84,10 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         files=files,
         requires={"openvino": ov.__version__.split("-")[0]},
         options=_options(imported),
-        coverage=coverage,
+        coverage=full_coverage(imported.graph),
         passes=[record],
-        weight_bytes_per_token=_bytes_per_token(model, outline) if decoder else 0,
+        weight_bytes_per_token=weight_bytes_per_token(imported.graph) if decoder else 0,
     )
-
-
-def refuse_operators(graph: ir.Model, target: Target) -> None:
-    """Raise for the operators a target's rules refuse, naming each node."""
-    refused = [n for n in graph.graph.all_nodes() if target.op_rules.get(n.op_type) == "refuse"]
-    if refused:
-        names = ", ".join(f"{n.name} ({n.op_type})" for n in refused[:5])
-        raise UnsupportedError(
-            f"{target.name} cannot run {len(refused)} node(s): {names}.", "Compile for --target reference."
-        )
 
 
 def _convert(model: ir.Model, conversions: DecoderConversions | None) -> ov.Model:
@@ -118,10 +107,6 @@ def _convert(model: ir.Model, conversions: DecoderConversions | None) -> ov.Mode
         ) from error
 
 
-def _operators(model: ir.Model) -> Counter[str]:
-    return Counter(n.op_type for n in model.graph.all_nodes())
-
-
 def _options(imported: ImportedModel) -> dict[str, str]:
     """What the plugin must be loaded with so that the numbers are those that were measured.
 
@@ -136,26 +121,3 @@ def _options(imported: ImportedModel) -> dict[str, str]:
     if any(w.blockwise is not None and w.blockwise.offset == "float" for w in weights):
         return {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     return {}
-
-
-def _bytes_per_token(model: ov.Model, outline: WeightOutline) -> int:
-    """Weights read to decode one token: all that is placed, but of a gathered table only one row."""
-    total = 0
-    for parameter in model.get_parameters():
-        placed = outline.placed.get(parameter.get_friendly_name())
-        if placed is None:
-            continue
-        total += placed.bytes if _reaches_product(parameter) else placed.bytes // _rows(parameter)
-    return total
-
-
-def _rows(parameter: ov.op.Parameter) -> int:
-    return int(parameter.get_partial_shape()[0].get_length())
-
-
-def _reaches_product(node: ov.Node) -> bool:
-    """Whether a weight feeds more than a gather of rows, through its decompression."""
-    users = [t.get_node() for o in node.outputs() for t in o.get_target_inputs()]
-    through = [u for u in users if u.get_type_name() in ("Convert", "Subtract", "Multiply", "Reshape")]
-    others = [u for u in users if u not in through and u.get_type_name() != "Gather"]
-    return bool(others) or any(_reaches_product(u) for u in through)
