@@ -1,0 +1,48 @@
+"""Regenerates the parts of the documentation that are generated; `make docs` runs it.
+
+With ``--check`` nothing is written, and the exit code says whether anything is out of date.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from aicc.runtime.target import all_targets
+
+ROOT = Path(__file__).parent.parent
+
+
+def targets_table() -> str:
+    """Every target as a row; what is true of the target, not of this machine."""
+    rows = ["| target | what it is | shown | needs |", "|---|---|---|---|"]
+    rows += [
+        f"| `{t.name}` | {t.description} | {t.evidence} | {f'`aicc[{t.extra}]`' if t.extra else ''} |"
+        for t in all_targets().values()
+    ]
+    return "\n".join(rows)
+
+
+def between(text: str, marker: str, content: str) -> str:
+    """The text with what stands between a pair of markers replaced."""
+    pattern = rf"(<!-- {marker}:begin -->\n).*?(<!-- {marker}:end -->)"
+    replaced, count = re.subn(pattern, lambda m: f"{m[1]}{content}\n{m[2]}", text, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"there is no pair of {marker} markers")
+    return replaced
+
+
+def main() -> int:
+    """Regenerate, or check."""
+    readme = ROOT / "README.md"
+    new = between(readme.read_text(), "targets", targets_table())
+    stale = new != readme.read_text()
+    if "--check" in sys.argv:
+        return int(stale)
+    readme.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
