@@ -43,7 +43,7 @@ def import_model(source: Source) -> ImportedModel:
     arch, row = find_architecture(file)
     config = hf_config(file, arch, row)
     built = build_graph(config, where)
-    notes: list[str] = []
+    notes = built.notes
     kept: Counter[str] = Counter()
     bind_weights(built, _weights(file, row, config, notes), where, _Blocks(kept, notes))
     if _ROPE_FACTORS in file.tensors:

@@ -102,7 +102,7 @@ def _config(raw: dict[str, Any], folder: Path, where: str) -> Any:
 
 def _adapt(weights: dict[str, torch.Tensor], config: Any, built: BuiltGraph) -> list[str]:
     """Fit published weights to the graph where the two differ; returns what the user should know."""
-    notes = []
+    notes = list(built.notes)
     offset = position_offset(config)
     for name in list(weights):
         if offset and name.endswith("embeddings.position_embeddings.weight"):
@@ -111,11 +111,6 @@ def _adapt(weights: dict[str, torch.Tensor], config: Any, built: BuiltGraph) -> 
             notes.append(f"{name} is left out: the graph gives the last hidden state, before the pooler")
     if offset:
         notes.append("positions are counted from the first token: put padding behind the text, not before it")
-    if built.context_length < built.config.max_position_embeddings:
-        notes.append(
-            f"the context is {built.context_length} of {built.config.max_position_embeddings} tokens: beyond, "
-            "this model attends to a window, and the graph attends to everything"
-        )
     return notes
 
 

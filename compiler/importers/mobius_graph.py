@@ -53,6 +53,7 @@ class BuiltGraph:
         config: mobius' config.
         task: mobius' name of what the model does, such as ``text-generation``.
         context_length: Tokens of context the graph is exact for.
+        notes: What the user should know of the graph.
     """
 
     model: ir.Model
@@ -60,6 +61,7 @@ class BuiltGraph:
     config: Any
     task: str
     context_length: int
+    notes: list[str]
 
 
 def check_limits(where: str, values: Iterable[tuple[str, str, object]]) -> None:
@@ -117,8 +119,12 @@ def build_graph(hf_config: Any, where: str) -> BuiltGraph:
             "Export the part you need to ONNX and give that file.",
         )
     correct_graph(package["model"], hf_config, task)
-    length = context_length(hf_config, config.max_position_embeddings)
-    return BuiltGraph(package["model"], module, config, task, length)
+    full, length = config.max_position_embeddings, context_length(hf_config, config.max_position_embeddings)
+    notes = []
+    if length < full:
+        window = "beyond, this model attends to a window, and the graph attends to everything"
+        notes.append(f"the context is {length} of {full} tokens: {window}")
+    return BuiltGraph(package["model"], module, config, task, length, notes)
 
 
 @contextmanager
