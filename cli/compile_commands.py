@@ -80,7 +80,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+@click.command(short_help="Fetch a model into the cache, or list what there is.")
 @click.argument("name", required=False)
 def pull(name: str | None) -> None:
     """Fetch a model by NAME into the cache and print its path; without NAME, list what there is.
@@ -98,7 +98,7 @@ def pull(name: str | None) -> None:
     click.echo(path)
 
 
-@click.command()
+@click.command(short_help="Tell whether a model compiles and fits, from headers alone.")
 @click.argument("model")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -134,7 +134,7 @@ def check(model: str, target: str, quant: str, group_size: int | None, importer:
         raise UnsupportedError(
             f"{report.target} cannot run {len(report.refused)} of {report.operators} nodes of {report.model}; "
             f"the first is {first.node or 'the model itself'} ({first.op}): {first.reason}.",
-            "Choose another target (`aicc targets`); `reference` runs every ONNX operator.",
+            "Choose another target (`aicc targets`), or export the model with operators this one has.",
         )
     if not report.fits:
         raise ResourceError(
@@ -144,7 +144,7 @@ def check(model: str, target: str, quant: str, group_size: int | None, importer:
         )
 
 
-@click.command("compile")
+@click.command("compile", short_help="Compile a model into an artifact.")
 @click.argument("model")
 @model_options
 @click.option(
@@ -264,7 +264,7 @@ def _print_check(report: CheckReport) -> None:
         ("model", f"{report.model} ({report.kind}, {report.operators:,} nodes)"),
         ("target", report.target),
         ("supported", "yes" if report.supported else f"no: {len(report.refused)} nodes are refused"),
-        ("weights", f"{human_bytes(report.weight_bytes)} as {one_line(report.quantization)}"),
+        ("weights", f"{human_bytes(report.weight_bytes)}: {one_line(report.quantization)}"),
     ]
     if report.kind == "decoder":
         rows += [

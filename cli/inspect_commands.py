@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from aicc.cli.inspection import InspectDocument
 
 
-@click.command()
+@click.command(short_help="Show what an artifact is, how it was made, where it runs.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--verify", is_flag=True, help="Hash every file and compare it with the manifest.")

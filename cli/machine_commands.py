@@ -7,7 +7,7 @@ import click
 from aicc.cli.output import facts, human_bytes, print_json, print_result, table
 
 
-@click.command()
+@click.command(short_help="List what can be compiled for and run here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def targets(as_json: bool) -> None:
     """List every target: what it is, and whether it compiles and runs here.
@@ -31,7 +31,7 @@ def targets(as_json: bool) -> None:
         print_result(table("why not", ("target", "reason"), list(dict.fromkeys(reasons))))
 
 
-@click.command()
+@click.command(short_help="Describe this machine and what is wrong with it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def doctor(as_json: bool) -> None:
     """Describe this machine as aicc sees it, and say what is wrong with it.

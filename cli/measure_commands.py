@@ -11,7 +11,7 @@ from aicc.cli.output import Progress, facts, human_bytes, print_json, print_resu
 from aicc.cli.run_commands import runtime_options
 
 
-@click.command()
+@click.command(short_help="Measure speed and memory on this machine.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(
     "--prompt-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Length of the prompt."
@@ -53,7 +53,7 @@ def bench(
     )
 
 
-@click.command("eval")
+@click.command("eval", short_help="Measure how close an artifact is to its source.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--reference", required=True, metavar="MODEL", help="The source model, as `aicc compile` takes it.")
 @click.option(

@@ -58,7 +58,7 @@ def sampling_options(temperature: float, max_tokens: int) -> Callable[[Callable[
     return decorate
 
 
-@click.command()
+@click.command(short_help="Answer one prompt, or run once on tensors.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("prompt", required=False)
 @sampling_options(temperature=0.0, max_tokens=256)
@@ -179,7 +179,7 @@ def answer(
         )
 
 
-@click.command()
+@click.command(short_help="Talk to a model.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @sampling_options(temperature=0.3, max_tokens=CHAT_TOKENS)
 @runtime_options

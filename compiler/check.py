@@ -7,14 +7,15 @@ artifact will have; memory is a prediction.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
 
 import msgspec
-import onnx
 import onnx_ir as ir
 
+from aicc.compiler.coverage import weight_bytes_per_token
 from aicc.compiler.facts import kv_bytes_per_token, weight_layers
 from aicc.compiler.importers import ImportedModel, Source, import_model
+from aicc.compiler.lowering import Refusal
 from aicc.compiler.optimize import optimize
 from aicc.compiler.quantization.policy import Quant, quantize
 from aicc.runtime import machine
@@ -25,20 +26,6 @@ LIVE_TENSORS = 4  # intermediate tensors of the largest size alive at the same t
 RUNTIME_BYTES = 150_000_000  # the process itself: Python, numpy and the vendor's runtime
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 _THROUGH = ("DequantizeLinear", "Cast", "Reshape", "Add", "Transpose")  # between a stored weight and its use
-
-
-class RefusedNode(msgspec.Struct):
-    """An operator the target cannot run.
-
-    Attributes:
-        node: Name of the node in the graph.
-        op: Its operator.
-        reason: Why it is refused.
-    """
-
-    node: str
-    op: str
-    reason: str
 
 
 class CheckReport(msgspec.Struct):
@@ -68,7 +55,7 @@ class CheckReport(msgspec.Struct):
     target: str
     quantization: str
     supported: bool
-    refused: list[RefusedNode]
+    refused: list[Refusal]
     fits: bool
     operators: int
     weight_bytes: int
@@ -102,7 +89,7 @@ def check_model(
     optimize(imported, target)
     quantization = quantize(imported, target, quant, group_size)
     graph, llm = imported.graph, imported.llm
-    refused = list(_refused(imported, target))
+    refused = _refused(imported, target)
     weight_bytes = sum(layer.bytes for layer in weight_layers(graph))
     kv_bytes = kv_bytes_per_token(llm, target) if llm and target.kv_dtypes else 0
     context = llm.context_length if llm else 0
@@ -119,7 +106,7 @@ def check_model(
         fits=needed <= available,
         operators=sum(1 for _ in graph.graph.all_nodes()),
         weight_bytes=weight_bytes,
-        weight_bytes_per_token=_bytes_per_token(graph) if llm else 0,
+        weight_bytes_per_token=weight_bytes_per_token(graph) if llm else 0,
         kv_bytes_per_token=kv_bytes,
         context_length=context,
         activation_bytes=activations,
@@ -129,56 +116,24 @@ def check_model(
     )
 
 
-def _refused(imported: ImportedModel, target: Target) -> Iterator[RefusedNode]:
-    """Nodes the target's rules refuse, or that no ONNX standard defines."""
+def _refused(imported: ImportedModel, target: Target) -> list[Refusal]:
+    """What the target's rules, ONNX itself and the target's lowering refuse, in that order."""
     if imported.kind == "decoder" and not target.kv_dtypes:
-        reason = f"{target.name} has no KV cache, so it cannot run a decoder"
-        yield RefusedNode("", "Attention", reason)
-    functions = {(key[0], key[1]) for key in imported.graph.functions}
+        return [Refusal("", "Attention", f"{target.name} has no KV cache, so it cannot run a decoder")]
+    known = {key[:2] for key in imported.graph.functions}
+    refused = []
     for node in imported.graph.graph.all_nodes():
-        name = node.name or (node.outputs[0].name if node.outputs else "") or "unnamed"
+        name = node.name or str(node.outputs[0].name)
+        operator = f"{node.domain}.{node.op_type}".removeprefix(".")
         if target.op_rules.get(node.op_type) == "refuse":
-            yield RefusedNode(name, node.op_type, f"{target.name} has no kernel for it")
-        elif (node.domain, node.op_type) not in functions and not _is_known(node, imported.graph):
-            domain = f" of domain {node.domain}" if node.domain else ""
-            yield RefusedNode(name, node.op_type, f"it is no ONNX operator{domain} that aicc knows")
-
-
-def _is_known(node: ir.Node, model: ir.Model) -> bool:
-    if node.domain not in _DOMAINS:
-        return False
-    version = model.opset_imports.get("", 1)
-    return node.domain == "com.microsoft" or onnx.defs.has(node.op_type, max_inclusive_version=version)
-
-
-def _bytes_per_token(model: ir.Model) -> int:
-    """Stored weights that decoding one token reads: of a table that is only looked up, one row."""
-    total = 0
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is None or not tensor.nbytes:
-            continue
-        total += tensor.nbytes // int(tensor.shape[0]) if _only_looked_up(value) else tensor.nbytes
-    return total
-
-
-def _only_looked_up(value: ir.Value) -> bool:
-    """Whether rows of a weight are gathered and it has no other use."""
-    uses = [use.node for use in value.uses()]
-    if not uses or value.const_value is None or not len(value.const_value.shape):
-        return False
-    return all(
-        node.op_type == "Gather" or (node.op_type in _THROUGH and _only_looked_up_output(node.outputs[0]))
-        for node in uses
-    )
-
-
-def _only_looked_up_output(value: ir.Value) -> bool:
-    uses = [use.node for use in value.uses()]
-    return bool(uses) and all(
-        node.op_type == "Gather" or (node.op_type in _THROUGH and _only_looked_up_output(node.outputs[0]))
-        for node in uses
-    )
+            refused.append(Refusal(name, operator, f"{target.name} has no kernel for it"))
+        elif node.domain not in _DOMAINS and (node.domain, node.op_type) not in known:
+            refused.append(Refusal(name, operator, f"nothing defines the operators of {node.domain}"))
+    if refused or target.lowering is None:
+        return refused
+    module = importlib.import_module(target.lowering.partition(":")[0])
+    asked = getattr(module, "refusals", None)
+    return asked(imported, target) if asked is not None else []
 
 
 def _activation_bytes(model: ir.Model) -> int:

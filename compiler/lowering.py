@@ -7,6 +7,13 @@ A family's lowering is one function, named by ``Target.lowering``:
 It writes its executable into ``directory`` (``variants/<name>/`` of the artifact being made), puts
 every large constant into ``weights``, shared by all variants and the portable graph, and refuses
 with :class:`aicc.runtime.errors.UnsupportedError`, naming the node, what the chip cannot run.
+
+The same module may have
+
+    refusals(imported: ImportedModel, target: Target) -> list[Refusal]
+
+which lists what ``lower`` would refuse beyond the target's own rules, without reading a weight;
+``aicc check`` asks it.
 """
 
 from __future__ import annotations
@@ -15,6 +22,21 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from aicc.compiler.report import OpCoverage, PassRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A node the chip cannot run.
+
+    Attributes:
+        node: Its name in the graph; empty if no single node is to blame.
+        op: Its operator, as ``Op`` or ``domain.Op``.
+        reason: Why it is refused.
+    """
+
+    node: str
+    op: str
+    reason: str
 
 
 class WeightStore(Protocol):

@@ -21,7 +21,7 @@ def header(document: InspectDocument) -> Html:
     licence = f", licence {manifest.source.licence}" if manifest.source.licence else ""
     lead = h(
         "p",
-        f"A {kind}, compiled for {targets} with {manifest.quantization} weights from ",
+        f"A {kind}, compiled for {targets} with weights as {manifest.quantization}, made from ",
         h("code", manifest.source.name),
         f" ({manifest.source.kind}{licence}).",
         _class="lead",
@@ -61,7 +61,7 @@ def weights(document: InspectDocument) -> Html | None:
     return h(
         "section",
         h("h2", "Where the bytes are"),
-        h("p", "The weights from the first layer to the last; width is bytes, colour is the number format."),
+        h("p", "One slice for each part of the model; its width is its bytes, its colour the number format."),
         pictures.legend(counts),
         pictures.model_strip(model, formats),
         [h("h3", "The repeated layers, one column each"), columns] if columns else None,
@@ -130,7 +130,7 @@ def _passes(document: InspectDocument) -> Child:
         gone, new = max(0, p.nodes_before - p.nodes_after), max(0, p.nodes_after - p.nodes_before)
         text = f"{p.nodes_before} nodes before, {p.nodes_after} after"
         drawn = pictures.bar([("c0", p.nodes_after - new), ("gone", gone), ("c1", new)], most, text)
-        change = f"−{gone}" if gone else f"+{new}" if new else "±0"
+        change = f"−{gone:,}" if gone else f"+{new:,}" if new else "±0"
         rows.append((p.name, phase, drawn, f"{p.nodes_before:,} → {p.nodes_after:,}", change, f"{p.changed:,}"))
     refused = [(p.name, place, why) for _, p in passes for place, why in p.refused.items()]
     return [
@@ -169,16 +169,20 @@ def coverage(document: InspectDocument) -> Html | None:
         segments = [("good", row.delegated), ("warn", row.fallback), ("bad", row.refused)]
         counts = tuple(f"{n:,}" if n else "" for n in (row.delegated, row.fallback, row.refused))
         drawn.append((h("code", row.op), pictures.bar(segments, most, label), *counts, row.reason))
-    columns = ["operator", "nodes", "chip", "host", "refused", "reason"]
-    if not any(row.reason for row in rows):
-        columns, drawn = columns[:-1], [row[:-1] for row in drawn]
-    table = _table(columns, drawn, numbers=("chip", "host", "refused"), wide=("nodes",))
+    columns = ("operator", "nodes", "chip", "host", "refused", "reason")
+    # Columns with nothing to say are left out: mostly everything runs on the chip.
+    shown = [i for i in range(len(columns)) if i < 3 or any(row[i] for row in drawn)]
+    table = _table(
+        [columns[i] for i in shown],
+        [[row[i] for i in shown] for row in drawn],
+        numbers=("chip", "host", "refused"),
+        wide=("nodes",),
+    )
     return h(
         "section",
         h("h2", "Which operators run on the chip"),
         h("p", f"{text}."),
-        h("details", h("summary", f"All {len(rows)} operators"), table, open="") if len(rows) <= 24 else None,
-        h("details", h("summary", f"All {len(rows)} operators"), table) if len(rows) > 24 else None,
+        h("details", h("summary", f"All {len(rows)} operators"), table, **({"open": ""} if len(rows) <= 24 else {})),
     )
 
 
@@ -211,11 +215,12 @@ def quality(document: InspectDocument) -> Html | None:
         h("h2", "What compiling cost in quality"),
         h(
             "p",
-            f"Over {quality.tokens:,} tokens of {quality.text}, its predictions differ from the source's at full "
+            f"Over {quality.tokens:,} tokens of text, its predictions differ from the source's at full "
             f"precision by {quality.kl_mean:.5f} nats on average (KL divergence; 99 of 100 tokens below "
             f"{quality.kl_p99:.4f}). Zero would be no difference.",
         ),
         _table(("measure", "", "value"), rows, numbers=("value",), wide=("",)),
+        h("p", "The text: ", h("code", quality.text), _class="note"),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from openvino.frontend import FrontEndManager
 
 from aicc.compiler.coverage import full_coverage, refuse_operators, weight_bytes_per_token
 from aicc.compiler.importers import ImportedModel
-from aicc.compiler.lowering import LoweredVariant, WeightStore
+from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
 from aicc.compiler.passes.attention_mask import attention_visibility
 from aicc.compiler.quantization.policy import find_weights
 from aicc.compiler.report import PassRecord
@@ -90,6 +91,35 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     )
 
 
+def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
+    """The nodes OpenVINO has no conversion for, from shapes alone."""
+    outline = WeightOutline(imported.graph.clone(), _NoWeights())
+    conversions = DecoderConversions() if imported.kind == "decoder" else None
+    try:
+        _convert(outline.model, conversions)
+    except UnsupportedError as error:
+        return _unconverted(imported.graph, error.message) or [Refusal("", "", error.message.rstrip("."))]
+    return []
+
+
+class _NoWeights:
+    """A store for a conversion whose result is thrown away: nothing is read, so nothing is added."""
+
+    def add(self, data: bytes | memoryview) -> int:
+        raise AssertionError("checking a graph reads no weight")
+
+
+def _unconverted(model: ir.Model, text: str) -> list[Refusal]:
+    """The nodes a message of OpenVINO is about; it names operators as ``domain.Op-version``."""
+    match = re.search(r"No conversion rule found for operations: ([\w., -]+)", text)
+    names = {re.sub(r"-\d+$", "", name.strip(" .")) for name in match[1].split(",")} if match else set()
+    return [
+        Refusal(node.name or str(node.outputs[0].name), operator, "OpenVINO has no conversion for it")
+        for node in model.graph.all_nodes()
+        if (operator := f"{node.domain}.{node.op_type}".removeprefix(".")) in names
+    ]
+
+
 def _convert(model: ir.Model, conversions: DecoderConversions | None) -> ov.Model:
     frontend = FrontEndManager().load_by_framework("onnx")
     for extension in conversions.extensions() if conversions else ():
@@ -100,9 +130,11 @@ def _convert(model: ir.Model, conversions: DecoderConversions | None) -> ov.Mode
     except Exception as error:  # the frontend raises its own hierarchy, with a C++ trace in the text
         if isinstance(error.__cause__, UnsupportedError):
             raise error.__cause__ from None
-        reasons = [line.strip() for line in str(error).splitlines() if line.strip().startswith("--")]
+        lines = [line.strip() for line in str(error).splitlines()]
+        reasons = [line.removeprefix("--").strip() for line in lines if line.startswith("--")] or lines[:1]
+        named = ", ".join(f"{r.node} ({r.op})" for r in _unconverted(model, "; ".join(reasons))[:5])
         raise UnsupportedError(
-            f"OpenVINO cannot convert this graph: {'; '.join(reasons) or str(error).splitlines()[0]}.",
+            f"OpenVINO cannot convert this graph: {'; '.join(reasons).rstrip('.')}{named and f'; nodes: {named}'}.",
             "Compile for --target reference.",
         ) from error
 
