@@ -22,6 +22,7 @@ from aicc.runtime.artifact import (
 from aicc.runtime.chat import ChatTemplate, Messages
 from aicc.runtime.engine import Engine
 from aicc.runtime.errors import ContextLengthError, IntegrityError, UnsupportedError, UsageError
+from aicc.runtime.machine import release_free_memory
 from aicc.runtime.provider import DecoderExecutable
 from aicc.runtime.request import FinishReason, Piece, Request, Timings
 from aicc.runtime.sampling import SamplingOptions, SamplingParams
@@ -103,6 +104,7 @@ class Model:
             self._tokenizer = Tokenizer(
                 self._artifact.file(TOKENIZER_PATH), self._facts.bos_token_id, self._facts.add_bos
             )
+            release_free_memory()
         return self._tokenizer
 
     @property

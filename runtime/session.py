@@ -10,6 +10,7 @@ import numpy as np
 
 from aicc.runtime.artifact import Artifact, Manifest, Signature, TensorSpec, Variant
 from aicc.runtime.errors import MismatchError, UnsupportedError, UsageError
+from aicc.runtime.machine import release_free_memory
 from aicc.runtime.provider import (
     Array,
     DecoderExecutable,
@@ -160,6 +161,7 @@ def load_artifact(artifact: Artifact, options: LoadOptions | None = None, device
             again if compatibility.fit is Fit.RECOMPILE else "`aicc targets` lists what can run here.",
         )
     executable = provider.load(artifact, variant, options or LoadOptions())
+    release_free_memory()
     if artifact.manifest.llm is None:
         return Session(executable, artifact.manifest)
     if not isinstance(executable, DecoderExecutable):
