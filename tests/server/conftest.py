@@ -1,0 +1,54 @@
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from live_server import NAME, listening, wait_idle
+
+from aicc.runtime.artifact import Artifact
+from aicc.runtime.generator import Model
+from aicc.runtime.provider import DecoderExecutable, LoadOptions
+from aicc.runtime.server import create_app
+from aicc.runtime.target import find_target, load_object
+
+
+@pytest.fixture(scope="session")
+def executable(demo_artifact: Artifact) -> Iterator[DecoderExecutable]:
+    """The demo model on this machine's processor, loaded once."""
+    variant = demo_artifact.variant(None)
+    provider: Any = load_object(find_target(variant.target).provider)
+    loaded = provider().load(demo_artifact, variant, LoadOptions())
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="session")
+def model(executable: DecoderExecutable, demo_artifact: Artifact) -> Model:
+    return Model(executable, demo_artifact)
+
+
+@pytest.fixture(scope="session")
+def running_server(model: Model) -> Iterator[str]:
+    with listening(create_app(model, alias=NAME)) as url:
+        yield url
+
+
+@pytest.fixture
+def url(running_server: str) -> Iterator[str]:
+    """A server over the demo model, idle before and after the test."""
+    yield running_server
+    wait_idle(running_server)
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    """The official client, as anybody would point it at a server."""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=60) as http:
+        yield http
