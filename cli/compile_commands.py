@@ -58,8 +58,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(QUANTS),
             default="auto",
             show_default=True,
-            help="Number format of the weights. auto keeps a quantised source as it is and else takes the "
-            "smallest format that costs no measurable quality.",
+            help="Number format of the weights. auto keeps a quantised source as published where the target can "
+            "and stores other language models as int8; models of tensors stay as they are.",
         ),
         click.option(
             "--group-size",

@@ -108,7 +108,7 @@ def explain(error: Exception) -> tuple[str, int]:
         return error.format_message(), 2
     if isinstance(error, MemoryError):
         return "out of memory. Close other programs, or compile with fewer bits (--quant int4).", 5
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"no space left on the disk{_of(error)}. Free some space, or write elsewhere.", 5
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}{_of(error)}. Check the path and its permissions.", 2

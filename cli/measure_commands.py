@@ -8,49 +8,57 @@ import click
 
 from aicc.cli.compile_commands import compiler
 from aicc.cli.output import Progress, facts, human_bytes, print_json, print_result
-from aicc.cli.run_commands import runtime_options
+from aicc.cli.run_commands import input_option, runtime_options
+
+COUNT = click.IntRange(min=1)
 
 
 @click.command(short_help="Measure speed and memory on this machine.")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option(
-    "--prompt-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Length of the prompt."
-)
-@click.option("--decode-tokens", type=click.IntRange(min=2), default=64, show_default=True, help="Tokens to generate.")
-@click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Runs; medians are shown.")
-@click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to compute with. [default: all usable]"
-)
+@click.option("--prompt-tokens", type=COUNT, default=256, show_default=True, help="Length of the prompt.")
+@click.option("--decode-tokens", type=COUNT, default=64, show_default=True, help="Tokens to generate after the first.")
+@click.option("--repeat", type=COUNT, default=5, show_default=True, help="Timed runs; medians are shown.")
+@input_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@runtime_options
 def bench(
-    artifact: Path, prompt_tokens: int, decode_tokens: int, repeat: int, threads: int | None, as_json: bool
+    artifact: Path,
+    prompt_tokens: int,
+    decode_tokens: int,
+    repeat: int,
+    inputs: tuple[str, ...],
+    as_json: bool,
+    device: str | None,
+    threads: int | None,
 ) -> None:
-    """Measure how fast ARTIFACT loads, reads a prompt and generates on this machine.
+    """Measure how fast ARTIFACT runs on this machine.
 
-    Decoding reads every weight once a token, so its limit is the memory's read bandwidth; that is
-    measured in the same run and the fraction reached is shown.
+    For a language model: how fast it loads, reads a prompt and generates. Decoding reads every
+    weight once a token, so its limit is the memory's read bandwidth; that is measured in the same
+    run and the fraction reached is shown. For a model of tensors: how long one run takes, on the
+    inputs given or on made-up ones.
     """
-    from aicc.runtime.bench import bench_artifact
+    from aicc.cli.run_tensors import read_inputs
+    from aicc.runtime.bench import DecoderBench, bench_artifact
 
-    result = bench_artifact(artifact, prompt_tokens, decode_tokens, repeat, threads)
+    result = bench_artifact(
+        artifact, prompt_tokens, decode_tokens, repeat, threads, device, read_inputs(inputs) or None
+    )
     if as_json:
         return print_json(result)
-    print_result(
-        facts(
-            [
-                ("prefill", f"{result.prefill_tokens_per_s:,.0f} tokens/s over {prompt_tokens} tokens"),
-                ("decode", f"{result.decode_tokens_per_s:,.1f} tokens/s over {decode_tokens} tokens"),
-                ("load", f"{result.load_s:.2f} s"),
-                ("peak memory", human_bytes(result.peak_rss_bytes)),
-                ("weights read", f"{human_bytes(result.weight_bytes_per_token)} a token"),
-                (
-                    "bandwidth",
-                    f"{100 * result.bandwidth_fraction:.0f}% of the {human_bytes(result.read_bandwidth_bytes_per_s)}/s "
-                    "this machine reads",
-                ),
-            ]
-        )
-    )
+    rows = [("on", f"{result.device}, {result.threads} threads"), ("load", f"{result.load_s:.2f} s")]
+    if isinstance(result, DecoderBench):
+        limit = f"{human_bytes(result.read_bandwidth_bytes_per_s)}/s this machine reads"
+        rows += [
+            ("prefill", f"{result.prefill_tokens_per_s:,.0f} tokens/s over {prompt_tokens} tokens"),
+            ("decode", f"{result.decode_tokens_per_s:,.1f} tokens/s over {decode_tokens} tokens"),
+            ("weights read", f"{human_bytes(result.weight_bytes_per_token)} a token"),
+            ("bandwidth", f"{100 * result.bandwidth_fraction:.0f}% of the {limit}"),
+        ]
+    else:
+        spread = f"{1000 * result.latency_s_min:.2f} to {1000 * result.latency_s_max:.2f} ms"
+        rows.append(("one run", f"{1000 * result.latency_s:.2f} ms ({spread})"))
+    print_result(facts([*rows, ("peak memory", human_bytes(result.peak_rss_bytes))]))
 
 
 @click.command("eval", short_help="Measure how close an artifact is to its source.")
@@ -93,7 +101,11 @@ def evaluate(
                 assert isinstance(model, Model)
                 quality = measure_quality(model, imported, text, lambda line: progress("compare", line))
     if as_json:
-        return print_json(quality)
+        import msgspec
+
+        from aicc.cli.documents import EvalDocument
+
+        return print_json(EvalDocument(**msgspec.structs.asdict(quality)))
     print_result(
         facts(
             [

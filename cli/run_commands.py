@@ -34,6 +34,17 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def input_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--input``, of commands that run a model of tensors."""
+    return click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="NAME=FILE",
+        help="An input of a model of tensors, from a .npy file. Repeatable.",
+    )(command)
+
+
 def sampling_options(temperature: float, max_tokens: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Options that say how tokens are chosen; ranges are checked by the runtime."""
     options = [
@@ -63,13 +74,7 @@ def sampling_options(temperature: float, max_tokens: int) -> Callable[[Callable[
 @click.argument("prompt", required=False)
 @sampling_options(temperature=0.0, max_tokens=256)
 @click.option("--raw", is_flag=True, help="Give the model the prompt as it is, without its chat template.")
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    metavar="NAME=FILE",
-    help="An input of a model of tensors, from a .npy file. Repeatable.",
-)
+@input_option
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path, file_okay=False),

@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+from aicc.cli.reference import reference
 from aicc.runtime.target import all_targets
 
 ROOT = Path(__file__).parent.parent
@@ -35,12 +36,13 @@ def between(text: str, marker: str, content: str) -> str:
 
 def main() -> int:
     """Regenerate, or check."""
-    readme = ROOT / "README.md"
-    new = between(readme.read_text(), "targets", targets_table())
-    stale = new != readme.read_text()
+    readme, cli = ROOT / "README.md", ROOT / "docs" / "cli.md"
+    pages = {readme: between(readme.read_text(), "targets", targets_table()), cli: reference()}
+    stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:
-        return int(stale)
-    readme.write_text(new)
+        return int(bool(stale))
+    for path in stale:
+        path.write_text(pages[path])
     return 0
 
 

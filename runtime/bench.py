@@ -26,10 +26,20 @@ class DecoderBench(msgspec.Struct, frozen=True):
     """Speeds of a decoder, one sequence at a time. Rates are medians; ``_min`` and ``_max`` their spread.
 
     Attributes:
+        name: The model.
+        device: Where it ran, as the device calls itself.
+        threads: Threads it computed with.
+        prompt_tokens: Tokens of each prompt.
+        decode_tokens: Tokens decoded after the first.
+        repeat: Timed runs.
         load_s: From the path to a model that takes prompts, in this process.
         first_token_s: From the first prompt to its first token: what lazy set-up is left after loading.
         prefill_tokens_per_s: Prompt tokens over the time to the first new token.
+        prefill_tokens_per_s_min: The slowest run's.
+        prefill_tokens_per_s_max: The fastest run's.
         decode_tokens_per_s: New tokens after the first over the time they took.
+        decode_tokens_per_s_min: The slowest run's.
+        decode_tokens_per_s_max: The fastest run's.
         peak_rss_bytes: Most memory the process had resident, mapped files included.
         weight_bytes_per_token: Weights read to decode one token, from the manifest.
         read_bandwidth_bytes_per_s: What this machine reads at most, over as many bytes, measured
@@ -58,7 +68,21 @@ class DecoderBench(msgspec.Struct, frozen=True):
 
 
 class TensorBench(msgspec.Struct, frozen=True):
-    """Latency of a model of tensors; ``inputs`` are the shapes it was given."""
+    """Latency of a model of tensors.
+
+    Attributes:
+        name: The model.
+        device: Where it ran, as the device calls itself.
+        threads: Threads it computed with.
+        repeat: Timed runs.
+        inputs: Shapes it was given, by input.
+        load_s: From the path to a model that takes inputs, in this process.
+        first_run_s: The first run: what lazy set-up is left after loading.
+        latency_s: Median of the timed runs.
+        latency_s_min: The fastest run's.
+        latency_s_max: The slowest run's.
+        peak_rss_bytes: Most memory the process had resident, mapped files included.
+    """
 
     name: str
     device: str
