@@ -15,7 +15,7 @@ from aicc.runtime.errors import AiccError, ContextLengthError, ResourceError, Un
 from aicc.runtime.server.schema import ErrorBody, ErrorDetail
 
 RETRY_SECONDS = 1  # what Retry-After asks for: a queue moves within this
-_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*?)(?:\[\.\.\.\])?`)?$", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
 _MISSING_FIELD = re.compile(r"^Object missing required field `(?P<field>.*)`$")
 
