@@ -26,7 +26,7 @@ def contained_file(folder: Path, name: str, where: str) -> Path:
     relative = PurePosixPath(name.replace("\\", "/"))
     outside = relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0:1] or "\0" in name or not name
     path = folder / relative if not outside else folder
-    if outside or not path.resolve().is_relative_to(_root(folder)):
+    if outside or not path.resolve().is_relative_to(model_root(folder)):
         raise IntegrityError(
             f"{where} names the file {name!r}, which is outside the model's folder {folder}.",
             "Do not use this model; a model file may only name files beside it.",
@@ -36,8 +36,8 @@ def contained_file(folder: Path, name: str, where: str) -> Path:
     return path
 
 
-def _root(folder: Path) -> Path:
-    """The folder links may lead to: a snapshot of the hub's cache links to the blobs beside it."""
+def model_root(folder: Path) -> Path:
+    """The folder links may lead to, links followed: a snapshot of the hub's cache links to the blobs beside it."""
     folder = folder.resolve()
     is_snapshot = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
     return folder.parents[1] if is_snapshot else folder

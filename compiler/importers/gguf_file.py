@@ -147,7 +147,11 @@ class _Cursor:
         if limit is not None and size > limit:
             raise IntegrityError(f"{self.path}: the name of {what} has {size:,} bytes.", "The file is damaged.")
         # A few published vocabularies hold pieces of UTF-8; llama.cpp keeps the bytes as they are.
-        return self.take(size, what).decode("utf-8", errors="replace" if limit is None else "strict")
+        # As names they would be no use, and damage.
+        try:
+            return self.take(size, what).decode("utf-8", errors="replace" if limit is None else "strict")
+        except UnicodeDecodeError as error:
+            raise IntegrityError(f"{self.path}: the name of {what} is not text.", "The file is damaged.") from error
 
     def value(self, kind: int, key: str, depth: int = 0) -> Any:
         if kind in _NUMBERS:

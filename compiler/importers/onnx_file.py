@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as common_passes
 
 from aicc.compiler.importers import ImportedModel, Source
-from aicc.compiler.importers.files import contained_file, read_tokenizer
+from aicc.compiler.importers.files import contained_file, model_root, read_tokenizer
 from aicc.runtime.artifact import SourceInfo
 from aicc.runtime.errors import IntegrityError, UnsupportedError
 
@@ -32,10 +32,15 @@ def import_model(source: Source) -> ImportedModel:
     proto = _load(source.path)
     _check_versions(proto, source.path)
     data_files = _check_tensors(proto, source.path)
-    _check_graph(source.path)
-    model = ir.from_proto(proto)
-    ir.external_data.set_base_dir(model.graph, source.path.parent)
-    notes = _normalise(model)
+    try:
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, model_root(source.path.parent))
+        notes = _normalise(model)
+    except Exception as error:  # onnx_ir wraps whatever it meets, node by node; the first cause is the one to tell
+        raise IntegrityError(
+            f"{source.path} cannot be read: {_first_cause(error)}.", "Export the model again."
+        ) from error
+    _check_graph(proto, source.path)
     return ImportedModel(
         graph=model,
         kind="tensors",
@@ -51,6 +56,12 @@ def _load(path: Path) -> onnx.ModelProto:
         return onnx.load(path, load_external_data=False)
     except DecodeError as error:
         raise IntegrityError(f"{path} is not a readable ONNX file: {error}.", "Download or export it again.") from error
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _check_versions(proto: onnx.ModelProto, path: Path) -> None:
@@ -112,6 +123,7 @@ def _embedded(tensor: onnx.TensorProto) -> tuple[int, int, str]:
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path, where: str) -> Path:
+    """Check where a constant's data is, and name it from the model's root with links followed; returns the file."""
     expected = _bytes(tensor)
     entries = {entry.key: entry.value for entry in tensor.external_data}
     file = contained_file(path.parent, entries.get("location", ""), where)
@@ -125,6 +137,8 @@ def _check_external(tensor: onnx.TensorProto, path: Path, where: str) -> Path:
             f"{where} needs {expected:,} bytes and names {length:,} at {offset:,} of {file.name}, which has {size:,}.",
             "The files do not belong together or are damaged; download or export the model again.",
         )
+    relative = file.resolve().relative_to(model_root(path.parent)).as_posix()
+    next(entry for entry in tensor.external_data if entry.key == "location").value = relative
     return file
 
 
@@ -145,10 +159,17 @@ def _tensors(message: onnx.ModelProto) -> list[onnx.TensorProto]:
     return found
 
 
-def _check_graph(path: Path) -> None:
-    """ONNX' own checker: names, order, attributes and types of operators."""
+def _check_graph(proto: onnx.ModelProto, path: Path) -> None:
+    """ONNX' own checker: names, order, attributes and types of operators; ``proto`` loses its external data.
+
+    The checker would look for external data by itself and refuses the hub cache's links; it was
+    checked before, so here such a constant only stands for its type.
+    """
+    for tensor in _tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0], raw_data=b""))
     try:
-        onnx.checker.check_model(str(path))
+        onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()
         raise IntegrityError(
