@@ -39,7 +39,7 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | os.PathLike[str], bos_token_id: int | None = None, add_bos: bool = False) -> None:
-        from tokenizers import Tokenizer as Backend  # type: ignore[import-untyped]
+        from tokenizers import Tokenizer as Backend
 
         try:
             self._backend: tokenizers.Tokenizer = Backend.from_file(os.fspath(path))
@@ -101,11 +101,12 @@ class Tokenizer:
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
         try:
-            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            text.encode()
         except UnicodeEncodeError as error:
             raise UsageError(
                 f"the text is not valid Unicode: {error.reason} at character {error.start}.", "Send it as UTF-8."
             ) from error
+        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids; ids the tokenizer does not know have none."""

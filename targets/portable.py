@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 Evaluate = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 WEIGHTS_LOCATION = f"../{WEIGHTS_PATH}"  # how the graph file refers to the weights file
-PAGE_SIZE = 16  # tokens
-MAX_BATCH_TOKENS = 256  # bounds the logits, which a graph computes for every token
 _PAST, _PRESENT = "past_key_values.", "present."
 _SEQUENCE_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -50,8 +48,7 @@ def read_graph(artifact: Artifact, keep_external: bool) -> onnx.ModelProto:
     except Exception as error:  # protobuf's own class, which is not public
         raise IntegrityError(f"{path} is not an ONNX graph ({error}).", "Compile the model again.") from error
     weights = artifact.weights() if artifact.has(WEIGHTS_PATH) else memoryview(b"")
-    outside = set(map(id, model.graph.initializer)) if keep_external else set()
-    for tensor in _tensors(model):
+    for tensor, is_main in _tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         place = {entry.key: entry.value for entry in tensor.external_data}
@@ -60,7 +57,7 @@ def read_graph(artifact: Artifact, keep_external: bool) -> onnx.ModelProto:
             raise IntegrityError(
                 f"{path}: tensor {tensor.name!r} is not inside {WEIGHTS_PATH}.", "Compile the model again."
             )
-        if id(tensor) not in outside:
+        if not (is_main and keep_external):
             tensor.raw_data = bytes(weights[offset : offset + length])
             tensor.ClearField("data_location")
             tensor.ClearField("external_data")
@@ -75,11 +72,17 @@ def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdecimal() else -1
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model: initializers and attributes, those of subgraphs and functions included."""
-    yield from _graph_tensors(model.graph)
+def _tensors(model: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, bool]]:
+    """Every tensor of a model, and whether it is an initializer of the main graph.
+
+    The others are attributes and what subgraphs and functions hold.
+    """
+    yield from ((tensor, True) for tensor in model.graph.initializer)
+    for sparse in model.graph.sparse_initializer:
+        yield from ((sparse.values, False), (sparse.indices, False))
+    yield from ((tensor, False) for tensor in _node_tensors(model.graph.node))
     for function in model.functions:
-        yield from _node_tensors(function.node)
+        yield from ((tensor, False) for tensor in _node_tensors(function.node))
 
 
 def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -97,7 +100,9 @@ def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]
             if attribute.HasField("sparse_tensor"):
                 yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
             yield from attribute.tensors
-            for graph in (attribute.g, *attribute.graphs):
+            if attribute.HasField("g"):
+                yield from _graph_tensors(attribute.g)
+            for graph in attribute.graphs:
                 yield from _graph_tensors(graph)
 
 
@@ -153,14 +158,27 @@ class GraphDecoder(GraphExecutable):
         signatures: The manifest's; ``default`` is the decoder's.
         device: What it runs on, for people.
         kv_tokens: Tokens the KV memory holds.
+        page_size: Tokens a page of it holds.
+        max_batch_tokens: Most tokens a step may add; bounds the logits, which a graph computes for
+            every token.
 
     Raises:
         UnsupportedError: The graph has an input this decoder does not know.
     """
 
-    def __init__(self, evaluate: Evaluate, signatures: Mapping[str, Signature], device: str, kv_tokens: int) -> None:
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        signatures: Mapping[str, Signature],
+        device: str,
+        kv_tokens: int,
+        page_size: int = 16,
+        max_batch_tokens: int = 256,
+    ) -> None:
         super().__init__(evaluate, signatures, device)
-        self._page_count = -(-kv_tokens // PAGE_SIZE)
+        self._page_size = page_size
+        self._page_count = -(-kv_tokens // page_size)
+        self._max_batch_tokens = max_batch_tokens
         self._inputs = {spec.name for spec in signatures["default"].inputs}
         # [pages, kv_heads, page_size, head_dim] each; zeros are not resident until written.
         self._memory: dict[str, Array] = {}
@@ -170,12 +188,12 @@ class GraphDecoder(GraphExecutable):
             if not spec.name.startswith(_PAST) or len(spec.shape) != 4 or spec.dtype == "bfloat16":
                 raise UnsupportedError(f"{device} does not know what to give the decoder's input {spec.name!r}.")
             _, heads, _, size = (d if isinstance(d, int) else 0 for d in spec.shape)
-            self._memory[spec.name] = np.zeros((self._page_count, heads, PAGE_SIZE, size), spec.dtype)
+            self._memory[spec.name] = np.zeros((self._page_count, heads, page_size, size), spec.dtype)
 
     @property
     def page_size(self) -> int:
         """Tokens a page holds."""
-        return PAGE_SIZE
+        return self._page_size
 
     @property
     def page_count(self) -> int:
@@ -185,7 +203,7 @@ class GraphDecoder(GraphExecutable):
     @property
     def max_batch_tokens(self) -> int:
         """Most tokens a step may add."""
-        return MAX_BATCH_TOKENS
+        return self._max_batch_tokens
 
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
         """One step, sequence by sequence; see :class:`aicc.runtime.provider.DecoderExecutable`."""
@@ -217,8 +235,9 @@ class GraphDecoder(GraphExecutable):
             inputs[name] = memory[pages].transpose(1, 0, 2, 3).reshape(1, heads, -1, size)[:, :, :past]
         outputs = self._compute(inputs)
         places = np.arange(past, total)
-        page, slot = pages[places // PAGE_SIZE], places % PAGE_SIZE
+        page, slot = pages[places // self._page_size], places % self._page_size
         for name, memory in self._memory.items():
             present = outputs[_PRESENT + name.removeprefix(_PAST)]
             memory[page, :, slot] = present[0, :, past:].transpose(1, 0, 2)
-        return outputs["logits"][0]
+        logits: Array = outputs["logits"][0]
+        return logits

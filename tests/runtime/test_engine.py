@@ -1,0 +1,318 @@
+"""The engine gives every request what it would get alone, whatever runs beside it."""
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aicc.runtime.engine import Engine
+from aicc.runtime.errors import AiccError
+from aicc.runtime.provider import TokenBatch
+from aicc.runtime.request import Piece, Request
+from aicc.runtime.sampling import SamplingParams
+
+VOCAB, EOS = 300, 2
+
+
+class Watched:
+    """A decoder that checks each batch it gets against the contract, and can be made to fail."""
+
+    def __init__(self, decoder):
+        self.decoder = decoder
+        self.page_size, self.page_count = decoder.page_size, decoder.page_count
+        self.max_batch_tokens = decoder.max_batch_tokens
+        self.steps: list[list[tuple[int, int]]] = []  # (past, new) of each sequence
+        self.before_step: Callable[[int], None] = lambda index: None
+
+    def forward(self, batch: TokenBatch) -> np.ndarray:
+        new = np.diff(batch.starts)
+        assert 0 < len(batch.tokens) == new.sum() <= self.max_batch_tokens
+        assert (new > 0).all()
+        assert len(set(batch.pages.tolist())) == len(batch.pages)
+        assert ((batch.pages >= 0) & (batch.pages < self.page_count)).all()
+        assert (np.diff(batch.page_starts) * self.page_size >= batch.past + new).all()
+        assert set(batch.logit_rows.tolist()) <= set((batch.starts[1:] - 1).tolist())
+        self.steps.append(list(zip(batch.past.tolist(), new.tolist(), strict=True)))
+        self.before_step(len(self.steps) - 1)
+        return self.decoder.forward(batch)
+
+
+class Run:
+    """An engine with its requests and what came of them."""
+
+    def __init__(self, decoder):
+        self.executable = Watched(decoder)
+        self.engine = Engine(self.executable)
+        self.pieces: dict[Request, list[Piece]] = {}
+
+    def submit(self, prompt: list[int], **params) -> Request:
+        pieces: list[Piece] = []
+        request = Request(
+            np.array(prompt, np.int64),
+            SamplingParams(**{"ignore_eos": True, "max_tokens": 10, **params}),
+            vocab_size=VOCAB,
+            capacity=self.engine.capacity,
+            page_size=self.executable.page_size,
+            eos_token_ids=(EOS,),
+            tokenizer=None,
+            emit=pieces.append,
+        )
+        self.pieces[request] = pieces
+        self.engine.submit(request)
+        return request
+
+    def finish(self) -> "Run":
+        while self.engine.step():
+            pass
+        assert self.engine.free_pages == self.engine.page_count
+        assert all(request.finish_reason for request in self.pieces)
+        return self
+
+    def ids(self, request: Request) -> list[int]:
+        emitted = [token for piece in self.pieces[request] for token in piece.token_ids]
+        assert emitted == request.completion_ids
+        return emitted
+
+
+@pytest.fixture(scope="session")
+def alone(make_decoder) -> Callable[..., list[int]]:
+    """What a request generates with an engine to itself."""
+    run = Run(make_decoder())
+
+    def generate(prompt: list[int], **params) -> list[int]:
+        request = run.submit(prompt, **params)
+        return run.finish().ids(request)
+
+    return generate
+
+
+def test_greedy_tokens_are_those_of_the_graph_computed_without_any_cache(make_decoder, alone):
+    decoder = make_decoder()
+    ids = [5, 17, 200]
+    for _ in range(10):
+        count = len(ids)
+        batch = TokenBatch(
+            tokens=np.array(ids),
+            starts=np.array([0, count], np.int32),
+            past=np.array([0], np.int32),
+            pages=np.arange(-(-count // decoder.page_size), dtype=np.int32),
+            page_starts=np.array([0, -(-count // decoder.page_size)], np.int32),
+            logit_rows=np.array([count - 1], np.int32),
+        )
+        ids.append(int(decoder.forward(batch).argmax()))
+    assert alone([5, 17, 200]) == ids[3:]
+
+
+requests = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40),
+        st.integers(1, 12),
+        st.sampled_from([0.0, 0.8]),
+        st.integers(0, 20),  # the step it arrives at
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(requests=requests, page_size=st.integers(1, 16), budget=st.integers(1, 64), spare_pages=st.integers(0, 8))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_request_gets_what_it_would_get_alone(make_decoder, alone, requests, page_size, budget, spare_pages):
+    """Any arrivals, any size of pages and steps, and memory for little more than the longest request."""
+    longest = max(len(prompt) + tokens for prompt, tokens, _, _ in requests)
+    run = Run(make_decoder(longest + spare_pages * page_size, page_size, budget))
+    submitted = []
+    for step in range(21):
+        submitted += [
+            (run.submit(prompt, max_tokens=tokens, temperature=heat, seed=9), prompt, tokens, heat)
+            for prompt, tokens, heat, arrival in requests
+            if arrival == step
+        ]
+        run.engine.step()
+    run.finish()
+    for request, prompt, tokens, heat in submitted:
+        assert run.ids(request) == alone(prompt, max_tokens=tokens, temperature=heat, seed=9)
+        assert request.finish_reason == "length"
+
+
+def test_a_long_prompt_is_cut_into_chunks_and_makes_no_logits_before_its_end(make_decoder):
+    run = Run(make_decoder(max_batch_tokens=16))
+    run.submit(list(range(40)), max_tokens=1)
+    run.finish()
+    assert run.executable.steps == [[(0, 16)], [(16, 16)], [(32, 8)]]
+
+
+def test_running_requests_go_on_while_a_long_prompt_is_read(make_decoder):
+    run = Run(make_decoder(max_batch_tokens=8))
+    run.submit([1, 2], max_tokens=6)
+    run.engine.step()
+    run.submit(list(range(20)), max_tokens=1)
+    run.finish()
+    assert run.executable.steps == [
+        [(0, 2)],
+        [(2, 1), (0, 7)],
+        [(3, 1), (7, 7)],
+        [(4, 1), (14, 6)],
+        [(5, 1)],
+        [(6, 1)],
+    ]
+
+
+def test_when_pages_run_out_the_youngest_request_computes_again_later(make_decoder, alone):
+    run = Run(make_decoder(kv_tokens=24, page_size=4))
+    first, second = (run.submit([i, 7, 8], max_tokens=20) for i in (1, 2))
+    run.finish()
+    again = [(past, new) for step in run.executable.steps for past, new in step if past == 0]
+    assert len(again) == 3  # the second one's prompt twice, the second time with what it had generated
+    assert again[2][1] > 3
+    assert run.ids(first) == alone([1, 7, 8], max_tokens=20)
+    assert run.ids(second) == alone([2, 7, 8], max_tokens=20)
+
+
+def test_a_request_waits_until_its_pages_are_free(make_decoder):
+    run = Run(make_decoder(kv_tokens=16, page_size=4))
+    first = run.submit(list(range(10)), max_tokens=4)
+    run.submit(list(range(12)), max_tokens=2)
+    while first.finish_reason is None:
+        run.engine.step()
+        assert all(len(step) == 1 for step in run.executable.steps)
+    run.finish()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 6])
+def test_a_request_cancelled_at_any_step_ends_and_gives_its_pages_back(make_decoder, alone, steps):
+    run = Run(make_decoder(max_batch_tokens=8))
+    stays = run.submit([3, 4], max_tokens=10)
+    goes = run.submit(list(range(16)), max_tokens=10)  # waiting at 0, prefill at 1 and 2, then decoding
+    for _ in range(steps):
+        run.engine.step()
+    run.engine.cancel(goes)
+    run.engine.settle()
+    assert goes.finish_reason == "cancelled"
+    assert run.pieces[goes][-1].finish_reason == "cancelled"
+    tokens = len(goes.completion_ids)
+    run.finish()
+    assert len(goes.completion_ids) == tokens
+    assert run.ids(stays) == alone([3, 4], max_tokens=10)
+
+
+def test_cancelling_a_finished_request_changes_nothing(make_decoder):
+    run = Run(make_decoder())
+    request = run.submit([1], max_tokens=1)
+    run.finish()
+    run.engine.cancel(request)
+    run.engine.settle()
+    assert request.finish_reason == "length"
+    assert len(run.pieces[request]) == 1
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 5])
+def test_ctrl_c_in_a_step_loses_nothing(make_decoder, alone, step):
+    run = Run(make_decoder(max_batch_tokens=8))
+    prompts = [list(range(12)), [9, 9]]
+    requests = [run.submit(prompt, max_tokens=8) for prompt in prompts]
+
+    def interrupt(index: int) -> None:
+        if index == step:
+            raise KeyboardInterrupt
+
+    run.executable.before_step = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        run.finish()
+    run.finish()
+    assert [run.ids(r) for r in requests] == [alone(prompt, max_tokens=8) for prompt in prompts]
+
+
+def test_a_failing_step_ends_its_requests_with_the_error_and_no_others(make_decoder, alone):
+    run = Run(make_decoder(kv_tokens=16, page_size=4))
+    failing = run.submit(list(range(12)), max_tokens=4)
+    waiting = run.submit([1, 2], max_tokens=4)
+
+    def fail(index: int) -> None:
+        if index == 1:
+            raise RuntimeError("the device is gone")
+
+    run.executable.before_step = fail
+    run.engine.step()
+    assert run.executable.steps[0] == [(0, 12)]
+    run.finish()
+    assert failing.finish_reason == "error"
+    assert str(run.pieces[failing][-1].error) == "the device is gone"
+    assert run.ids(waiting) == alone([1, 2], max_tokens=4)
+
+
+def test_logits_that_are_not_numbers_end_only_their_own_request(make_decoder, alone):
+    decoder = make_decoder()
+    forward = decoder.forward
+
+    def with_nan(batch: TokenBatch) -> np.ndarray:
+        logits = forward(batch).copy()
+        logits[0] = np.nan
+        return logits
+
+    run = Run(decoder)
+    broken, sound = run.submit([1, 2]), run.submit([3, 4])
+    decoder.forward = with_nan
+    run.engine.step()
+    decoder.forward = forward
+    run.finish()
+    assert broken.finish_reason == "error"
+    assert isinstance(run.pieces[broken][-1].error, AiccError)
+    assert run.ids(sound) == alone([3, 4])
+
+
+def test_an_end_of_sequence_token_ends_the_request_and_is_among_its_tokens(make_decoder):
+    run = Run(make_decoder())
+    request = run.submit([1], ignore_eos=False, logit_bias={EOS: 100})
+    run.finish()
+    assert (run.ids(request), request.finish_reason) == ([EOS], "stop")
+
+
+def test_generation_ends_where_the_memory_does(make_decoder):
+    run = Run(make_decoder(kv_tokens=16, page_size=4))
+    request = run.submit(list(range(10)), max_tokens=1000)
+    full = run.submit(list(range(16)), max_tokens=1000)
+    run.finish()
+    assert (len(run.ids(request)), request.finish_reason) == (6, "length")
+    assert (run.ids(full), full.finish_reason) == ([], "length")
+
+
+def test_requests_may_come_from_any_thread_while_another_steps(make_decoder, alone):
+    run = Run(make_decoder())
+    submitted: dict[int, Request] = {}
+
+    def submit(first: int) -> None:
+        for i in range(first, first + 5):
+            submitted[i] = run.submit([i, i + 1], max_tokens=6)
+
+    threads = [threading.Thread(target=submit, args=(first,)) for first in (10, 20, 30)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads) or not all(r.finish_reason for r in run.pieces):
+        run.engine.step()
+    for i, request in submitted.items():
+        assert run.ids(request) == alone([i, i + 1], max_tokens=6)
+
+
+def test_waiting_returns_when_something_is_submitted(make_decoder):
+    run = Run(make_decoder())
+    assert not run.engine.step()
+    assert not run.engine.wait(0)
+    run.submit([1])
+    assert run.engine.wait(0)
+    run.finish()
+
+
+def test_time_is_told_apart_into_prefill_and_decode(make_decoder):
+    run = Run(make_decoder(max_batch_tokens=8))
+    request = run.submit(list(range(20)), max_tokens=5)
+    run.finish()
+    timings = request.timings
+    assert (timings.prompt_tokens, timings.completion_tokens) == (20, 5)
+    assert timings.prefill_s > 0
+    assert timings.decode_s > 0
+    assert timings.prefill_tokens_per_s == 20 / timings.prefill_s
+    assert timings.decode_tokens_per_s == 4 / timings.decode_s

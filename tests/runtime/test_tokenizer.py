@@ -1,0 +1,165 @@
+"""Text to ids and back, and text that streams without ever being taken back."""
+
+import json
+import random
+import string
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from aicc.runtime.errors import IntegrityError, UsageError
+from aicc.runtime.tokenizer import StreamDecoder, Tokenizer
+
+SPECIAL = "<|im_start|>"
+PIECES = ["▁Hello", "▁world", "▁", "a", "b", "▁ab", ",", "<s>"]
+# Characters people write. The model's own vocabulary lacks some bytes, such as control characters.
+WRITTEN = st.sampled_from(string.printable[:-2] + "éßñøЖдλעבمرहिन्दी你好日本語한국어€–“”…🦜👩\u200d🔬")
+
+
+@pytest.fixture(scope="session")
+def sentence_piece(tmp_path_factory) -> Tokenizer:
+    """In the style of Llama 2: spaces are ▁, unknown characters are spelled in bytes, one leading space is dropped."""
+    vocabulary = {piece: i for i, piece in enumerate([*PIECES, *(f"<0x{byte:02X}>" for byte in range(256))])}
+    backend = Backend(models.BPE(vocabulary, [], byte_fallback=True, unk_token=None))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(["<s>"])
+    path = tmp_path_factory.mktemp("sentencepiece") / "tokenizer.json"
+    backend.save(str(path))
+    return Tokenizer(path)
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int], prompt: list[int] | None = None) -> str:
+    stream = tokenizer.stream(prompt or [])
+    return "".join([*map(stream.push, ids), stream.finish()])
+
+
+def test_prompts_have_the_ids_the_models_authors_give_them(tokenizer, golden):
+    raw = [case for case in golden if case["kind"] == "raw"]
+    assert raw
+    assert [tokenizer.encode(case["text"]) for case in raw] == [case["prompt_ids"] for case in raw]
+
+
+def test_decoding_shows_special_tokens_unless_told_otherwise(tokenizer, golden):
+    case = golden[0]
+    assert tokenizer.decode(case["greedy_ids"]) == case["greedy_text"]
+    assert tokenizer.decode(case["greedy_ids"], skip_special_tokens=True) == case["greedy_text"].replace(
+        "<|im_end|>", ""
+    )
+
+
+@given(text=st.text(WRITTEN))
+@settings(deadline=None)
+def test_text_survives_encoding_and_decoding(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_special_tokens_in_a_text_are_recognised_and_in_a_literal_part_are_not(tokenizer):
+    special = tokenizer.special_tokens[SPECIAL]
+    assert tokenizer.encode(f"{SPECIAL}hi")[0] == special
+    literal = tokenizer.encode_parts([("a", False), (SPECIAL, True), ("b", False)])
+    assert special not in literal
+    assert tokenizer.decode(literal) == f"a{SPECIAL}b"
+    assert tokenizer.encode(SPECIAL) == [special]  # and the choice does not stick
+
+
+def test_a_beginning_of_sequence_token_is_added_once_where_the_model_wants_it(tokenizer_file):
+    tokenizer = Tokenizer(tokenizer_file, bos_token_id=1, add_bos=True)
+    plain = tokenizer.encode("hi", add_special_tokens=False)
+    assert tokenizer.encode("hi") == [1, *plain]
+    assert tokenizer.encode(f"{SPECIAL}hi")[:2] != [1, 1]
+
+
+def test_truncation_and_padding_asked_for_by_the_file_are_not_done(tokenizer_file, tmp_path):
+    document = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+    document["truncation"] = {"max_length": 4, "stride": 0, "strategy": "LongestFirst", "direction": "Right"}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert len(Tokenizer(path).encode("one two three four five six seven eight")) == 8
+
+
+@pytest.mark.parametrize("content", ["", "{}", "not json", '{"version": "1.0", "model": {"type": "Nonsense"}}'])
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+    with pytest.raises(IntegrityError, match=r"tokenizer\.json"):
+        Tokenizer(path)
+
+
+def test_text_that_is_not_unicode_is_refused(tokenizer):
+    with pytest.raises(UsageError, match="Unicode"):
+        tokenizer.encode("a\ud800b")
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+@settings(deadline=None)
+def test_streaming_gives_the_text_that_decoding_at_once_gives(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert streamed(tokenizer, ids) == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@given(ids=st.lists(st.integers(0, 400), max_size=30))
+@settings(deadline=None, max_examples=300)
+def test_streaming_any_byte_level_tokens_gives_what_decoding_at_once_gives(tokenizer, ids):
+    # The lowest ids are single bytes and special tokens: mostly text that is not UTF-8.
+    assert streamed(tokenizer, ids) == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_a_character_of_several_tokens_comes_when_its_last_token_does(tokenizer):
+    ids = tokenizer.encode("🦜")
+    assert len(ids) > 1
+    stream = tokenizer.stream()
+    assert [stream.push(token) for token in ids] == [""] * (len(ids) - 1) + ["🦜"]
+
+
+def test_an_incomplete_character_at_the_end_is_shown_as_one(tokenizer):
+    ids = tokenizer.encode("🦜")[:-1]
+    assert streamed(tokenizer, ids) == tokenizer.decode(ids)
+
+
+def test_a_sentencepiece_stream_keeps_spaces_between_words(sentence_piece):
+    ids = [0, 1, 2, 3, 5]  # "Hello world  a ab"
+    assert streamed(sentence_piece, ids) == sentence_piece.decode(ids) == "Hello world a ab"
+
+
+def test_a_sentencepiece_stream_after_a_prompt_begins_with_the_space_between_them(sentence_piece):
+    assert streamed(sentence_piece, [1, 5], prompt=[0]) == " world ab"
+
+
+def test_a_sentencepiece_stream_keeps_the_space_after_a_token_without_text(sentence_piece):
+    beginning = PIECES.index("<s>")
+    assert streamed(sentence_piece, [0, beginning, 1]) == "Hello world"
+
+
+@given(text=st.text(st.sampled_from("ab ,é你🦜\u200d"), max_size=20))
+@settings(deadline=None)
+def test_a_sentencepiece_stream_spells_characters_from_bytes(sentence_piece, text):
+    ids = sentence_piece.encode(text)
+    assert streamed(sentence_piece, ids) == sentence_piece.decode(ids, skip_special_tokens=True)
+
+
+def test_a_prompt_that_ends_inside_bytes_does_not_leak_into_the_stream(sentence_piece):
+    prompt = sentence_piece.encode("🦜🦜🦜")
+    assert streamed(sentence_piece, [1], prompt) == " world"
+
+
+@pytest.mark.parametrize("lowest", [0, 120])  # words and bytes; little but bytes that are not UTF-8
+def test_a_token_costs_the_decoding_of_a_few_however_long_the_text_is(tokenizer, lowest):
+    ids = random.Random(0).choices(range(lowest, 273), k=2000)
+    decoded = []
+
+    class Counting:
+        def decode(self, ids, skip_special_tokens):
+            decoded.append(len(ids))
+            return tokenizer.decode(ids, skip_special_tokens)
+
+    stream = StreamDecoder(Counting())
+    for token in ids:
+        stream.push(token)
+    assert max(decoded) <= 70
