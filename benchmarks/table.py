@@ -1,0 +1,79 @@
+"""The comparison as a Markdown table: python benchmarks/table.py RESULT.json [--into README.md]."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+_BLOCK = re.compile(r"<!-- benchmark: (?P<path>\S+) -->\n.*?<!-- /benchmark -->", re.DOTALL)
+
+# Heading, the row's key, and how its numbers are written.
+_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("load, s", "load_s", lambda v: f"{v:.2f}"),
+    ("first token from nothing, s", "first_token_s", lambda v: f"{v:.2f}"),
+    ("prefill, tokens/s", "prefill_tokens_per_s", lambda v: f"{v:,.0f}"),
+    ("decode, tokens/s", "decode_tokens_per_s", lambda v: f"{v:.1f}"),
+    ("peak memory, MB", "peak_rss_bytes", lambda v: f"{v / 1e6:,.0f}"),
+)
+
+
+def table(document: dict[str, Any]) -> str:
+    """Medians with their spread in brackets, one row an engine, and what it was measured on."""
+    headings = ["engine", "weights", *(heading for heading, _, _ in _COLUMNS), "of bandwidth", "of matrix peak"]
+    lines = [headings, ["---", "---", *["---:"] * (len(headings) - 2)]]
+    for row in document["engines"]:
+        cells = [row["name"], row["weights"]]
+        for _, key, write in _COLUMNS:
+            low, middle, high = (write(row[key][part]) for part in ("min", "median", "max"))
+            cells.append(f"{middle} ({low}–{high})")
+        cells += [f"{row[f'{limit}_fraction']:.0%}" for limit in ("bandwidth", "matrix_peak")]
+        lines.append(cells)
+    return (
+        "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        + f"\n\n{caption(document)}, least and most in brackets.\n"
+    )
+
+
+def caption(document: dict[str, Any]) -> str:
+    """What was measured, on what and when, without its full stop."""
+    machine = document["machine"]
+    return (
+        f"{document['model']} with {document['prompt_tokens']} prompt and {document['decode_tokens']} decoded tokens, "
+        f"{document['threads']} threads on {machine['processor']} ({machine['cores']} cores), "
+        f"{document['date'][:10]}; medians of {document['rounds']} alternating rounds"
+    )
+
+
+def fill(text: str) -> str:
+    """A Markdown text with the table of each result it names between its markers."""
+
+    def block(found: re.Match[str]) -> str:
+        document = json.loads((ROOT / found["path"]).read_text())
+        return f"<!-- benchmark: {found['path']} -->\n{table(document)}<!-- /benchmark -->"
+
+    return _BLOCK.sub(block, text)
+
+
+def main() -> None:
+    """Print the table, or put it where a file's marker is."""
+    parser = argparse.ArgumentParser(description="The comparison as a Markdown table.")
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--into", type=Path, metavar="FILE", help="replace the text between FILE's benchmark markers")
+    options = parser.parse_args()
+    if options.into is None:
+        print(table(json.loads(options.result.read_text())), end="")
+        return
+    path = options.result.resolve().relative_to(ROOT).as_posix()
+    text, count = _BLOCK.subn(f"<!-- benchmark: {path} -->\n<!-- /benchmark -->", options.into.read_text())
+    if count != 1:
+        parser.error(f"{options.into} must have one pair of <!-- benchmark: PATH --> and <!-- /benchmark -->")
+    options.into.write_text(fill(text))
+
+
+if __name__ == "__main__":
+    main()

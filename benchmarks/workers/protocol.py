@@ -1,0 +1,83 @@
+"""The worker's side: one engine in one process, driven by one JSON object a line.
+
+    → {"load": {"model": PATH, "threads": 2, "options": {…}}}
+    ← {"seconds": 0.4, "versions": {…}, "peak_rss_bytes": …}
+    → {"generate": {"ids": [1, 2, …], "tokens": 65}}
+    ← {"first_s": 0.1, "last_s": 0.9, "count": 65, "engine": {…}, "peak_rss_bytes": …}
+
+A failure is answered with ``{"error": "…"}``; the end of the input ends the worker. The engines' own
+chatter is sent to stderr, so that nothing but answers is on stdout. This file imports nothing but
+the standard library: it runs in whatever environment holds the engine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass
+class Generated:
+    """What a generation looked like from outside.
+
+    Attributes:
+        first: ``time.perf_counter()`` when the first new token was known.
+        last: The same of the last one.
+        count: New tokens.
+        engine: The engine's own figures, kept beside ours to compare.
+    """
+
+    first: float
+    last: float
+    count: int
+    engine: dict[str, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """What a worker wraps. The engine's modules are imported before the clock of ``load`` starts."""
+
+    def load(self, model: str, threads: int, options: dict[str, Any]) -> dict[str, str]:
+        """Make the model ready to answer; returns versions by package."""
+        ...
+
+    def generate(self, ids: list[int], tokens: int) -> Generated:
+        """Decode greedily, past any end-of-sequence token, without reusing an earlier prompt's cache."""
+        ...
+
+
+def serve(engine: Engine) -> None:
+    """Answer requests until the input ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        try:
+            answer = _answer(engine, json.loads(line))
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+
+
+def _answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
+    start = time.perf_counter()
+    if "load" in request:
+        versions = engine.load(**request["load"])
+        answer = {"seconds": time.perf_counter() - start, "versions": versions}
+    else:
+        done = engine.generate(**request["generate"])
+        answer = {
+            "first_s": done.first - start,
+            "last_s": done.last - start,
+            "count": done.count,
+            "engine": done.engine,
+        }
+    return answer | {"peak_rss_bytes": peak_rss_bytes()}
+
+
+def peak_rss_bytes() -> int:
+    """Most memory this process has had resident, mapped files included."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))

@@ -1,0 +1,88 @@
+"""The side-by-side benchmark: its workers, its numbers, its table and its picture."""
+
+import json
+import sys
+from itertools import islice
+from pathlib import Path
+from xml.etree import ElementTree
+
+import decoder
+import peers
+import plot
+import pytest
+import table
+
+from aicc.compiler.models import pull
+from aicc.runtime.artifact import Artifact
+
+ROOT = Path(__file__).parent.parent.parent
+RESULTS = sorted((ROOT / "benchmarks/results").glob("*.json"))
+
+
+def engine(artifact: Path, worker: str = "run_aicc.py") -> decoder.Engine:
+    return decoder.Engine("aicc", "some", Path(sys.executable), worker, artifact, 10**6, {"context": 64})
+
+
+@pytest.fixture(scope="module")
+def document(demo_artifact: Artifact) -> dict:
+    """A whole comparison of the artifact with itself."""
+    engines = [engine(demo_artifact.path)]
+    measured = decoder.compare(engines, threads=1, rounds=2, prompt_tokens=5, decode_tokens=3)
+    sizes = {"model": "m", "threads": 1, "rounds": 2, "prompt_tokens": 5, "decode_tokens": 3}
+    return decoder.facts() | sizes | {"engines": decoder.report(engines, measured, {"int8": 1e12}, flops=1e9)}
+
+
+def test_every_round_adds_a_load_and_two_timed_prompts_in_a_process_of_its_own(document):
+    (row,) = document["engines"]
+    assert {name: len(values) for name, values in row["samples"].items()} == {
+        "load_s": 2,
+        "first_token_s": 2,
+        "prefill_tokens_per_s": 4,
+        "decode_tokens_per_s": 4,
+        "peak_rss_bytes": 2,
+        "engine": 4,
+    }
+    assert row["load_s"]["min"] <= row["load_s"]["median"] <= row["load_s"]["max"] < row["first_token_s"]["max"]
+    assert row["bandwidth_fraction"] == pytest.approx(
+        row["decode_tokens_per_s"]["median"] * 10**6 / row["read_bandwidth_bytes_per_s"]
+    )
+    assert row["matrix_peak_fraction"] == pytest.approx(row["prefill_tokens_per_s"]["median"] * 1e9 / 1e12)
+    assert set(row["versions"]) == {"aicc", "openvino"}
+
+
+def test_an_engine_that_cannot_load_is_reported_with_its_name(tmp_path):
+    with pytest.raises(decoder.WorkerError, match=r"aicc: .*nothing"):
+        decoder.measure(engine(tmp_path / "nothing"), 1, [[1, 2]], 1)
+
+
+def test_no_two_prompts_are_the_same(demo_artifact: Artifact):
+    prompts = list(islice(decoder.held_out_prompts(demo_artifact.path, 64), 40))
+    assert len({tuple(prompt) for prompt in prompts}) == 40
+    assert {len(prompt) for prompt in prompts} == {64}
+
+
+def test_sizes_of_a_gguf_with_tied_embeddings_count_every_weight_once():
+    read, layers, head = peers.gguf_sizes(pull("smollm2-135m"))
+    assert layers == 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
+    assert head == 49152 * 576
+    assert 0.95 < read / pull("smollm2-135m").stat().st_size < 1
+
+
+def test_table_and_picture_are_made_from_the_result_alone(document):
+    again = json.loads(json.dumps(document))
+    assert table.table(document) == table.table(again)
+    assert plot.draw(document) == plot.draw(again)
+    lines = table.table(document).splitlines()
+    assert len({line.count("|") for line in lines[:3]}) == 1
+    assert lines[2].startswith("| aicc | some |")
+    assert ElementTree.fromstring(plot.draw(document)).tag.endswith("svg")
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda path: path.stem)
+def test_the_picture_beside_each_result_is_drawn_from_it(result: Path):
+    assert result.with_suffix(".svg").read_text() == plot.draw(json.loads(result.read_text()))
+
+
+def test_benchmark_tables_in_the_readme_match_the_results_they_name():
+    text = (ROOT / "README.md").read_text()
+    assert table.fill(text) == text
