@@ -110,9 +110,7 @@ class EngineThread:
             self.error = error
         with self._lock:
             self.state = "failed" if self.error is not None else "stopped"
-        for request in self._open:
-            request.end("error", ApiError(503, "The model has failed or is being shut down.", "model_unavailable"))
-        self._open = []
+        self._end_all(ApiError(503, "The model has failed or is being shut down.", "model_unavailable"))
         if self.error is not None:
             self._changed(self)
 
@@ -140,6 +138,14 @@ class EngineThread:
                 raise RuntimeError(f"{failures} steps in a row have failed")
             if not worked:
                 self._wake.wait()
+
+    def _end_all(self, error: ApiError) -> None:
+        for request in self._open:
+            request.end("error", error)
+        self.cancel(self._open)
+        if self.model is not None:
+            self.model.engine.settle()
+        self._open = []
 
     def _sweep(self) -> bool:
         """Forget what has finished; whether any of it failed."""

@@ -28,8 +28,8 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 @contextmanager
-def listening(app: Starlette) -> Iterator[str]:
-    """Serve an app on a free port of this machine; gives its address once it is ready."""
+def listening(app: Starlette, until: str = "ready") -> Iterator[str]:
+    """Serve an app on a free port of this machine; gives its address once it has this status."""
     sock = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app, http="h11", ws="none", lifespan="on", log_level="critical", timeout_graceful_shutdown=1
@@ -40,7 +40,7 @@ def listening(app: Starlette) -> Iterator[str]:
     try:
         wait_until(lambda: server.started, "listening")
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        wait_until(lambda: httpx.get(f"{url}/health/ready").json()["status"] != "loading", "loading")
+        wait_until(lambda: health(url)["status"] == until, until)
         yield url
     finally:
         server.should_exit = True

@@ -1,0 +1,253 @@
+"""What ends a generation besides the model: callers who leave, queues that fill, devices that fail."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from live_server import DEADLINE, NAME, health, listening, wait_idle, wait_until
+from numpy.typing import NDArray
+
+from aicc.runtime.artifact import Artifact
+from aicc.runtime.errors import IntegrityError
+from aicc.runtime.generator import Model
+from aicc.runtime.provider import DecoderExecutable, TokenBatch
+from aicc.runtime.server import Limits, create_app
+from aicc.runtime.server.app import build_app
+from aicc.runtime.server.engine_thread import EngineThread
+
+# Goes on until the context is full, minutes from now, unless somebody ends it.
+ENDLESS: dict[str, Any] = {"model": NAME, "prompt": "Once", "max_tokens": 8000, "ignore_eos": True, "temperature": 0}
+SHORT: dict[str, Any] = {"model": NAME, "prompt": "Once", "max_tokens": 2}
+
+
+@contextmanager
+def streaming(url: str, body: dict[str, Any]) -> Iterator[Iterator[str]]:
+    """A stream whose first event has come; gives the others, and leaving closes the connection."""
+    with httpx.stream("POST", f"{url}/v1/completions", json=body | {"stream": True}, timeout=DEADLINE) as answer:
+        events = (line.removeprefix("data: ") for line in answer.iter_lines() if line)
+        next(events)
+        yield events
+
+
+@contextmanager
+def connected(url: str, body: dict[str, Any], announced: int = 0) -> Iterator[socket.socket]:
+    """A plain connection that has sent a request and not read the answer; leaving closes it."""
+    content = json.dumps(body).encode()
+    lines = ["POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    head = "\r\n".join([*lines, f"Content-Length: {announced or len(content)}", "", ""])
+    with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=DEADLINE) as connection:
+        connection.sendall(head.encode() + content)
+        yield connection
+
+
+class Device:
+    """The demo model's executable, with a switch that breaks it and one that halts it."""
+
+    def __init__(self, executable: DecoderExecutable) -> None:
+        self._executable = executable
+        self.broken = False
+        self.running = threading.Event()
+        self.running.set()
+        self.halted = threading.Event()
+
+    def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
+        if not self.running.is_set():
+            self.halted.set()
+            assert self.running.wait(DEADLINE)
+        if self.broken:
+            raise RuntimeError("the device at /dev/secret is gone")
+        return self._executable.forward(batch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._executable, name)
+
+
+@pytest.fixture
+def device(executable: DecoderExecutable) -> Device:
+    return Device(executable)
+
+
+@pytest.fixture
+def device_url(device: Device, demo_artifact: Artifact) -> Iterator[str]:
+    """A server of its own over the device, taking two sequences."""
+    model = Model(device, demo_artifact)  # type: ignore[arg-type]
+    with listening(create_app(model, NAME, Limits(sequences=2, body_seconds=0.2))) as url:
+        yield url
+
+
+def test_leaving_a_stream_ends_it_and_frees_its_memory(url: str) -> None:
+    with streaming(url, ENDLESS):
+        now = health(url)
+        assert now["sequences"] == 1
+        assert now["kv_pages_free"] < now["kv_pages"]
+
+    wait_idle(url)
+
+
+def test_leaving_a_stream_of_several_choices_ends_them_all(url: str) -> None:
+    with streaming(url, ENDLESS | {"n": 3, "prompt": ["Once", "Twice"]}):
+        assert health(url)["sequences"] == 6
+
+    wait_idle(url)
+
+
+def test_leaving_before_the_whole_answer_ends_it(url: str) -> None:
+    with connected(url, ENDLESS):
+        wait_until(lambda: health(url)["sequences"] == 1, "starting")
+
+    wait_idle(url)
+
+
+def test_who_leaves_before_the_first_step_never_runs(device: Device, device_url: str) -> None:
+    device.running.clear()
+    with connected(device_url, SHORT):
+        assert device.halted.wait(DEADLINE)
+        with connected(device_url, ENDLESS):
+            wait_until(lambda: health(device_url)["sequences"] == 2, "queueing")
+    device.running.set()
+
+    wait_idle(device_url)
+
+
+def test_a_server_with_enough_to_do_says_when_to_come_back(device_url: str) -> None:
+    with streaming(device_url, ENDLESS):
+        refused = httpx.post(f"{device_url}/v1/completions", json=SHORT | {"n": 2})
+        accepted = httpx.post(f"{device_url}/v1/completions", json=SHORT, timeout=DEADLINE)
+
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["code"] == "queue_full"
+    assert accepted.status_code == 200
+    wait_idle(device_url)
+    with openai.OpenAI(base_url=f"{device_url}/v1", api_key="none") as client:
+        assert len(client.completions.create(**SHORT, n=2).choices) == 2
+
+
+def test_a_body_that_does_not_come_is_a_408(device_url: str) -> None:
+    with connected(device_url, SHORT, announced=10_000) as connection:
+        answer = connection.makefile("rb").read()  # until the server closes
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in answer
+
+
+def test_a_step_that_fails_is_an_error_and_the_next_request_works(device: Device, device_url: str) -> None:
+    device.broken = True
+    failed = httpx.post(f"{device_url}/v1/completions", json=SHORT)
+    device.broken = False
+    worked = httpx.post(f"{device_url}/v1/completions", json=SHORT, timeout=DEADLINE)
+
+    assert failed.status_code == 500
+    assert failed.json()["error"]["type"] == "server_error"
+    assert "secret" not in failed.text
+    assert worked.status_code == 200
+    wait_idle(device_url)
+
+
+def test_a_stream_that_fails_ends_with_the_error(device: Device, device_url: str) -> None:
+    with (
+        openai.OpenAI(base_url=f"{device_url}/v1", api_key="none", max_retries=0) as client,
+        client.completions.create(model=NAME, prompt="Once", stream=True, extra_body=ENDLESS) as stream,
+    ):
+        next(stream)
+        device.broken = True
+        with pytest.raises(openai.APIError, match="failed on this request"):
+            list(stream)
+
+    wait_idle(device_url)
+
+
+def test_a_device_that_keeps_failing_takes_the_server_out_of_service(device: Device, device_url: str) -> None:
+    device.broken = True
+    statuses = [httpx.post(f"{device_url}/v1/completions", json=SHORT).status_code for _ in range(3)]
+    wait_until(lambda: health(device_url)["status"] == "failed", "giving up")
+    refused = httpx.post(f"{device_url}/v1/completions", json=SHORT)
+
+    assert statuses == [500] * 3
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unavailable")
+    assert httpx.get(f"{device_url}/health/ready").status_code == 503
+    assert httpx.get(f"{device_url}/health/live").status_code == 503
+
+
+def test_who_waits_when_the_engine_dies_gets_an_error(device: Device, device_url: str) -> None:
+    class Killed(BaseException):
+        """What no handler of exceptions expects."""
+
+    def die(batch: TokenBatch) -> NDArray[np.float32]:
+        raise Killed
+
+    with streaming(device_url, ENDLESS) as events:
+        device.forward = die  # type: ignore[method-assign]
+        *_, last = events
+
+    assert json.loads(last)["error"]["code"] == "model_unavailable"
+    assert health(device_url)["status"] == "failed"
+
+
+def test_a_server_that_stops_ends_what_does_not_finish(executable: DecoderExecutable, demo_artifact: Artifact) -> None:
+    model = Model(executable, demo_artifact)
+    with ExitStack() as server:
+        url = server.enter_context(listening(create_app(model, NAME)))
+        with streaming(url, ENDLESS) as events:
+            server.close()
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(events)
+
+    assert model.engine.free_pages == model.engine.page_count
+
+
+@pytest.fixture
+def loading(model: Model) -> Iterator[tuple[str, threading.Event, list[Exception]]]:
+    """A server whose model takes as long to load as the test likes: its address, what ends loading, and how."""
+    loaded = threading.Event()
+    failures: list[Exception] = []
+
+    def load() -> Model:
+        assert loaded.wait(DEADLINE)
+        for failure in failures:
+            raise failure
+        return model
+
+    app = build_app(EngineThread(load, 8, lambda engine: None), model.manifest, NAME, Limits())
+    try:
+        with listening(app, until="loading") as url:
+            yield url, loaded, failures
+            loaded.set()
+    finally:
+        loaded.set()
+
+
+def test_while_it_loads_a_server_lives_and_is_not_ready(loading: tuple[str, threading.Event, list[Exception]]) -> None:
+    url, loaded, _ = loading
+    early = httpx.post(f"{url}/v1/completions", json=SHORT)
+
+    assert httpx.get(f"{url}/health/live").status_code == 200
+    assert httpx.get(f"{url}/health/ready").status_code == 503
+    assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == NAME
+    assert (early.status_code, early.json()["error"]["code"]) == (503, "model_loading")
+    assert "retry-after" in early.headers
+
+    loaded.set()
+    wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200, "loading")
+    assert httpx.post(f"{url}/v1/completions", json=SHORT, timeout=DEADLINE).status_code == 200
+
+
+def test_a_model_that_cannot_be_loaded_is_a_503(loading: tuple[str, threading.Event, list[Exception]]) -> None:
+    url, loaded, failures = loading
+    failures.append(IntegrityError("/secret/weights.bin is truncated."))
+    loaded.set()
+    wait_until(lambda: health(url)["status"] == "failed", "failing")
+
+    answer = httpx.post(f"{url}/v1/completions", json=SHORT)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_unavailable")
+    assert "secret" not in answer.text
+    assert httpx.get(f"{url}/health/live").status_code == 503

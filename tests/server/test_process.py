@@ -1,0 +1,121 @@
+"""`serve` as a process: where it listens, what it says, and how it ends."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from live_server import DEADLINE, NAME, ServerProcess, health, wait_until
+
+from aicc.runtime.artifact import Artifact
+from aicc.runtime.errors import AiccError, MismatchError, UsageError
+from aicc.runtime.server import serve
+
+LONG: dict[str, Any] = {"model": NAME, "prompt": "Once", "max_tokens": 40, "ignore_eos": True, "stream": True}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_what_runs_finish_and_ends_well(demo_artifact: Artifact, sent: signal.Signals) -> None:
+    with ServerProcess(demo_artifact.path) as server:
+        server.wait_ready()
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG, timeout=DEADLINE) as answer:
+            events = (line for line in answer.iter_lines() if line)
+            next(events)
+            os.kill(server.process.pid, sent)
+            wait_until(lambda: server.said("stopping: 1 generation"), "stopping")
+            wait_until(lambda: not accepts(server.url), "refusing new connections")
+            rest = list(events)
+
+        assert rest[-1] == "data: [DONE]"
+        assert len(rest) >= 40
+        assert server.end() == 0
+        assert not server.said("Traceback")
+
+
+def test_a_generation_longer_than_the_limit_is_cut_off(demo_artifact: Artifact) -> None:
+    with ServerProcess(demo_artifact.path, drain_seconds=1) as server:
+        server.wait_ready()
+        endless = LONG | {"max_tokens": 8000}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=endless, timeout=DEADLINE) as answer:
+            events = (line for line in answer.iter_lines() if line)
+            next(events)
+            os.kill(server.process.pid, signal.SIGTERM)
+            with pytest.raises(httpx.TransportError):
+                list(events)
+
+        assert server.end() == 0
+
+
+def test_the_second_signal_ends_it_at_once(demo_artifact: Artifact) -> None:
+    with ServerProcess(demo_artifact.path, drain_seconds=3600) as server:
+        server.wait_ready()
+        endless = LONG | {"max_tokens": 8000}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=endless, timeout=DEADLINE) as answer:
+            next(answer.iter_lines())
+            os.kill(server.process.pid, signal.SIGTERM)
+            wait_until(lambda: server.said("stopping"), "stopping")
+            os.kill(server.process.pid, signal.SIGTERM)
+
+            assert server.end() == -signal.SIGTERM
+
+
+def accepts(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/health/live")
+    except httpx.ConnectError:
+        return False
+    return True
+
+
+def test_it_says_where_it_listens_and_where_it_runs(demo_artifact: Artifact) -> None:
+    with ServerProcess(demo_artifact.path) as server:
+        server.wait_ready()
+
+        assert server.lines[0].startswith(f"serving {NAME} at http://127.0.0.1:")
+        assert health(server.url)["device"] in server.lines[1]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com", ""])
+def test_it_refuses_addresses_others_can_reach(demo_artifact: Artifact, host: str) -> None:
+    with pytest.raises(UsageError, match="refusing to listen") as caught:
+        serve(demo_artifact.path, host, 0)
+
+    assert "--insecure" in caught.value.remedy
+    assert "key" in caught.value.message
+
+
+def test_it_listens_anywhere_if_told_it_may(demo_artifact: Artifact) -> None:
+    with ServerProcess(demo_artifact.path, host="0.0.0.0", insecure=True) as server:
+        assert server.said("http://0.0.0.0:")
+        assert accepts(server.url.replace("0.0.0.0", "127.0.0.1"))
+
+
+def test_an_address_in_use_is_named(demo_artifact: Artifact) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"127.0.0.1 port {port}.*in use"):
+            serve(demo_artifact.path, port=port)
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_that_is_none_is_refused(demo_artifact: Artifact, port: int) -> None:
+    with pytest.raises(UsageError, match="is not a port"):
+        serve(demo_artifact.path, port=port)
+
+
+def test_no_artifact_no_server(tmp_path: Path) -> None:
+    with pytest.raises(AiccError, match="nowhere"):
+        serve(tmp_path / "nowhere.aicc")
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_the_reason(demo_artifact: Artifact) -> None:
+    said: list[str] = []
+
+    with pytest.raises(MismatchError, match="npu"):
+        serve(demo_artifact.path, port=0, device="npu", announce=said.append)
+
+    assert "loading the model" in said[0]
+    assert not any("ready" in line for line in said)
