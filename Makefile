@@ -33,7 +33,7 @@ lint: $(VENV)/.test
 soak: $(VENV)/.test  ## Ten minutes of a loaded server, watching memory and pages.
 	$(BIN)/python -m tests.server.soak
 
-bench: $(VENV)/.bench $(ARTIFACT)  ## This artifact beside its peers, one JSON and one picture.
+bench: $(VENV)/.compile $(ARTIFACT)  ## This artifact beside its peers, one JSON and one picture.
 	$(BIN)/python benchmarks/decoder.py
 
 docs: $(VENV)/.test  ## Regenerate what is generated.
@@ -51,9 +51,5 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compile,serve,test]'
 	touch $@
 
-$(VENV)/.bench: $(VENV)/.compile benchmarks/requirements.txt
-	$(MAKE) -C benchmarks environment
-	touch $@
-
 clean:
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) .venv-bench

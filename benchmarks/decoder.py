@@ -24,6 +24,7 @@ from statistics import median
 from typing import Any
 
 import peers
+import plot
 from peaks import matrix_peaks
 from tokenizers import Tokenizer
 
@@ -234,7 +235,7 @@ def facts() -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, and write one JSON file."""
+    """Measure; write one JSON file and its picture."""
     parser = argparse.ArgumentParser(description="Measure an artifact and its peers side by side.")
     parser.add_argument(
         "--artifact", action="append", metavar="NAME=PATH", help="default: auto=build/smollm2-135m.aicc"
@@ -271,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = options.output or RESULTS / f"{document['date'][:10]}-{_slug(document['machine']['processor'])}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(document, indent=1) + "\n")
+    output.with_suffix(".svg").write_text(plot.draw(document))
     print(output)
 
 

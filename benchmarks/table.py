@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-_BLOCK = re.compile(r"<!-- benchmark: (?P<path>\S+) -->\n.*?<!-- /benchmark -->", re.DOTALL)
+_BEGIN, _END = "<!-- benchmark:begin -->\n", "<!-- benchmark:end -->"
+_BLOCK = re.compile(f"{_BEGIN}(.*?){_END}", re.DOTALL)
 
 # Heading, the row's key, and how its numbers are written.
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -49,14 +50,23 @@ def caption(document: dict[str, Any]) -> str:
     )
 
 
-def fill(text: str) -> str:
-    """A Markdown text with the table of each result it names between its markers."""
+def section(result: Path) -> str:
+    """The picture beside a result, and its table; paths are the project's."""
+    document = json.loads(result.read_text())
+    picture = result.resolve().with_suffix(".svg").relative_to(ROOT).as_posix()
+    return f"![{caption(document)}]({picture})\n\n{table(document)}"
 
-    def block(found: re.Match[str]) -> str:
-        document = json.loads((ROOT / found["path"]).read_text())
-        return f"<!-- benchmark: {found['path']} -->\n{table(document)}<!-- /benchmark -->"
 
-    return _BLOCK.sub(block, text)
+def named_result(text: str) -> Path | None:
+    """The result whose picture stands between a text's markers; None without one."""
+    block = _BLOCK.search(text)
+    picture = re.search(r"\((.*?)\.svg\)", block[1]) if block else None
+    return ROOT / f"{picture[1]}.json" if picture else None
+
+
+def fill(text: str, result: Path) -> str:
+    """A text with the section of a result between its markers."""
+    return _BLOCK.sub(lambda _: _BEGIN + section(result) + _END, text)
 
 
 def main() -> None:
@@ -68,11 +78,10 @@ def main() -> None:
     if options.into is None:
         print(table(json.loads(options.result.read_text())), end="")
         return
-    path = options.result.resolve().relative_to(ROOT).as_posix()
-    text, count = _BLOCK.subn(f"<!-- benchmark: {path} -->\n<!-- /benchmark -->", options.into.read_text())
-    if count != 1:
-        parser.error(f"{options.into} must have one pair of <!-- benchmark: PATH --> and <!-- /benchmark -->")
-    options.into.write_text(fill(text))
+    text = options.into.read_text()
+    if len(_BLOCK.findall(text)) != 1:
+        parser.error(f"{options.into} must have the lines {_BEGIN.strip()} and {_END}, once.")
+    options.into.write_text(fill(text, options.result))
 
 
 if __name__ == "__main__":
