@@ -22,6 +22,7 @@ from aicc.runtime.errors import AiccError, UsageError
 _MAX_STOPS = 16
 _MAX_STOP_CHARACTERS = 1024
 _MAX_LOGPROBS = 20
+_ROWS = 64
 _MAX_INTEGER = 2**63 - 1
 
 
@@ -166,7 +167,8 @@ class Sampler:
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)
         self._counts: dict[int, int] = {}  # of the output's tokens
-        self._seen = np.unique(prompt) if params.repetition_penalty != 1 else np.empty(0, np.int64)
+        self._seen = np.zeros(vocab_size, np.bool_)  # tokens of the prompt and the output
+        self._seen[prompt] = True
         self._penalises = (
             params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
         )
@@ -188,11 +190,10 @@ class Sampler:
             _check_finite(float(adjusted[token]))
         else:
             ids, probabilities = self.probabilities(logits)
-            cumulative = np.cumsum(probabilities, dtype=np.float64)
-            drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
-            token = int(ids[min(int(drawn), len(ids) - 1)])
+            token = int(ids[_draw(probabilities, self._random.random())])
         if self._penalises:
             self._counts[token] = self._counts.get(token, 0) + 1
+            self._seen[token] = True
         return token
 
     def probabilities(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -248,7 +249,7 @@ class Sampler:
         adjusted = logits.astype(np.float32)
         generated = np.fromiter(self._counts.keys(), np.int64)
         if params.repetition_penalty != 1:
-            seen = np.union1d(self._seen, generated)
+            seen = np.flatnonzero(self._seen)
             values, penalty = adjusted[seen], np.float32(params.repetition_penalty)
             adjusted[seen] = np.where(values > 0, values / penalty, values * penalty)
         if len(generated):
@@ -270,24 +271,42 @@ def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Indices of the ``count`` largest values, ascending; the lower index wins a tie. O(n)."""
     if not count:
         return np.empty(0, np.int64)
-    threshold = np.partition(values, len(values) - count)[len(values) - count]
+    threshold = _nth_largest(values, count)
     above = np.flatnonzero(values > threshold)
     level = np.flatnonzero(values == threshold)[: count - len(above)]
     return np.sort(np.concatenate((above, level)))
 
 
-def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
-    """Indices of the fewest largest weights that sum to ``top_p`` or more, largest first.
+def _nth_largest(values: NDArray[np.float32], count: int) -> np.float32:
+    """The value that ``count - 1`` others are not below."""
+    columns = len(values) // _ROWS
+    if count < columns // 2:
+        # ``count`` columns have a maximum of at least this, so nothing below it is among the largest.
+        highest = values[: columns * _ROWS].reshape(_ROWS, columns).max(axis=0)
+        values = values[values >= np.partition(highest, columns - count)[columns - count]]
+    largest: np.float32 = np.partition(values, len(values) - count)[len(values) - count]
+    return largest
 
-    Looks at the largest 256 first and at eight times as many while they do not suffice: a full
-    sort of the vocabulary is the rare case.
-    """
-    count = 256
-    while True:
-        count = min(count, len(weights))
-        ids = _largest(weights, count)
-        ids = ids[np.argsort(-weights[ids], kind="stable")]
-        cumulative = np.cumsum(weights[ids], dtype=np.float64)
-        if cumulative[-1] >= top_p or count == len(weights):
-            return ids[: int(np.searchsorted(cumulative, top_p, side="left")) + 1]
-        count *= 8
+
+def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
+    """Indices of the fewest largest weights that sum to ``top_p`` or more, ascending."""
+    # Usually a few hundred suffice, and the whole vocabulary need not be sorted.
+    head = weights[weights >= _nth_largest(weights, min(256, len(weights)))]
+    if head.sum(dtype=np.float64) < top_p:
+        head = weights
+    cumulative = np.cumsum(np.sort(head)[::-1], dtype=np.float64)
+    count = int(np.searchsorted(cumulative, top_p, side="left")) + 1
+    return _largest(weights, min(count, len(weights)))
+
+
+def _draw(weights: NDArray[np.float32], uniform: float) -> int:
+    """The index at which the running sum of weights passes this part (0 to 1) of the whole."""
+    # In two steps, because numpy's running sum is much slower than its sum.
+    starts = np.arange(0, len(weights), 256)
+    sums = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    target = uniform * sums[-1]
+    block = min(int(np.searchsorted(sums, target, side="right")), len(starts) - 1)
+    start = int(starts[block])
+    inside = np.cumsum(weights[start : start + 256], dtype=np.float64)
+    before = sums[block - 1] if block else 0.0
+    return start + min(int(np.searchsorted(inside, target - before, side="right")), len(inside) - 1)

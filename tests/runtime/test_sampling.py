@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aicc.runtime.errors import AiccError, UsageError
-from aicc.runtime.sampling import Sampler, SamplingParams
+from aicc.runtime.sampling import Sampler, SamplingParams, _draw, _largest
 
 VOCAB = 40
 NO_PROMPT = np.empty(0, np.int64)
@@ -121,6 +121,23 @@ def test_a_nucleus_larger_than_the_first_look_is_found_whole():
     logits = np.zeros(5000, np.float32)
     ids, _ = Sampler(SamplingParams(temperature=1.0, top_p=0.8999), 5000, NO_PROMPT).probabilities(logits)
     assert ids.tolist() == list(range(4500))
+
+
+@given(
+    weights=st.lists(st.integers(0, 5), min_size=1, max_size=1000).filter(any),
+    uniform=st.floats(0, 1, exclude_max=True),
+)
+def test_a_draw_takes_the_token_at_which_the_running_sum_passes_it(weights, uniform):
+    drawn = _draw(np.array(weights, np.float32), uniform)
+    assert sum(weights[:drawn]) <= uniform * sum(weights) < sum(weights[: drawn + 1])
+
+
+@given(values=st.lists(st.integers(-9, 9), min_size=1, max_size=2000), data=st.data())
+@settings(deadline=None)
+def test_the_largest_are_those_a_stable_sort_puts_first(values, data):
+    count = data.draw(st.integers(0, len(values)))
+    array = np.array(values, np.float32)
+    assert _largest(array, count).tolist() == sorted(np.argsort(-array, kind="stable")[:count].tolist())
 
 
 def test_the_same_seed_draws_the_same_tokens_whatever_else_is_drawn_meanwhile():
