@@ -9,6 +9,7 @@ from pathlib import Path
 import openvino as ov
 
 from aicc.compiler.lowering import WeightStore
+from aicc.runtime.errors import ResourceError
 from aicc.targets.openvino.lowering.weights import Placed
 
 
@@ -20,10 +21,13 @@ def write_ir(model: ov.Model, placed: dict[str, Placed], store: WeightStore, pat
         placed: Where each weight parameter's constant is in the weights file.
         store: Takes the small constants, as one piece.
         path: The ``.xml`` to write.
+
+    Raises:
+        ResourceError: No room for the temporary copy of the graph.
     """
     with tempfile.TemporaryDirectory() as folder:
         xml, small = Path(folder, "model.xml"), Path(folder, "model.bin")
-        ov.serialize(model, xml, small)
+        _serialize(model, xml, small)
         base = store.add(small.read_bytes()) if small.stat().st_size else 0
         tree = ElementTree.parse(xml)
     for layer in tree.getroot().iter("layer"):
@@ -36,3 +40,15 @@ def write_ir(model: ov.Model, placed: dict[str, Placed], store: WeightStore, pat
             data.set("offset", str(constant.offset))
             data.set("size", str(constant.bytes))
     tree.write(path, encoding="utf-8", xml_declaration=True)
+
+
+def _serialize(model: ov.Model, xml: Path, small: Path) -> None:
+    try:
+        ov.serialize(model, xml, small)
+    except RuntimeError as error:
+        if "iostream" not in str(error):
+            raise
+        raise ResourceError(
+            f"the temporary folder {xml.parent} cannot be written: is its disk full?",
+            "Free some space, or set TMPDIR to a folder on another disk.",
+        ) from error

@@ -1,0 +1,104 @@
+"""``aicc pull``, ``aicc check`` and ``aicc compile``, on small models and the demo model's headers."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import onnx
+from aicc_command import Run, save_onnx
+from onnx import TensorProto, helper
+
+from aicc.cli.inspection import CompileDocument
+from aicc.compiler.check import CheckReport
+from aicc.compiler.models import MODELS
+from aicc.runtime.artifact import Artifact
+
+
+def test_pull_prints_the_path_of_a_model_and_lists_what_there_is(aicc: Run):
+    path = aicc("pull", "smollm2-135m")
+    assert path.code == 0
+    assert Path(path.out.strip()).read_bytes()[:4] == b"GGUF"
+    listing = aicc("pull")
+    assert all(name in listing.out for name in MODELS)
+
+
+def test_compile_prints_the_artifact_and_says_on_stderr_what_it_did(aicc: Run, onnx_file: Path, tmp_path: Path):
+    done = aicc("compile", onnx_file, "-o", tmp_path / "made.aicc", "--target", "reference")
+    assert (done.code, done.out) == (0, f"{tmp_path / 'made.aicc'}\n")
+    for phase in ("import", "optimize", "quantize", "lower", "package"):
+        assert f"{phase}: " in done.err
+    assert Artifact.open(tmp_path / "made.aicc").manifest.variants[0].target == "reference:cpu"
+
+
+def test_the_object_of_a_compile_is_the_report_with_its_times(aicc: Run, onnx_file: Path, tmp_path: Path):
+    done = aicc("compile", onnx_file, "-o", tmp_path / "made.aicc", "--json")
+    document = msgspec.json.decode(done.out, type=CompileDocument)
+    assert set(json.loads(done.out)) == {"artifact", "bytes", "report"}
+    assert document.artifact == str(tmp_path / "made.aicc")
+    assert document.bytes == sum(path.stat().st_size for path in Path(document.artifact).rglob("*.*") if path.is_file())
+    assert sum(phase.seconds for phase in document.report.phases) > 0
+    assert {row.op for row in document.report.coverage} >= {"MatMul", "Add", "Relu"}
+
+
+def test_a_compile_can_stop_early_and_leave_its_graphs(aicc: Run, onnx_file: Path, tmp_path: Path):
+    done = aicc("compile", onnx_file, "--stop-after", "quantize", "--dump-graph", tmp_path / "graphs", "--json")
+    assert json.loads(done.out)["artifact"] == ""
+    assert sorted(path.name for path in (tmp_path / "graphs").iterdir()) == [
+        "0-import.txt",
+        "1-optimize.txt",
+        "2-quantize.txt",
+    ]
+    assert "MatMul" in (tmp_path / "graphs" / "2-quantize.txt").read_text()
+
+
+def test_check_tells_from_headers_what_the_artifact_will_be(aicc: Run, demo_artifact: Artifact):
+    done = aicc("check", "smollm2-135m", "--json")
+    assert done.code == 0
+    report = msgspec.json.decode(done.out, type=CheckReport)
+    manifest = demo_artifact.manifest
+    assert set(json.loads(done.out)) == {field.name for field in msgspec.structs.fields(CheckReport)}
+    assert (report.supported, report.fits, report.kind) == (True, True, "decoder")
+    assert report.quantization == manifest.quantization
+    assert report.weight_bytes == manifest.memory.weight_bytes
+    assert report.weight_bytes_per_token == manifest.llm.weight_bytes_per_token
+    assert report.kv_bytes_per_token == manifest.memory.kv_bytes_per_token
+    assert report.memory_bytes > report.weight_bytes + 8192 * report.kv_bytes_per_token
+
+
+def test_check_lists_every_refused_node_and_exits_with_3(aicc: Run, tmp_path: Path):
+    path = tmp_path / "custom.onnx"
+    nodes = [
+        helper.make_node("Frobnicate", ["x"], ["a"], name="first_odd_one", domain="com.example"),
+        helper.make_node("Relu", ["a"], ["b"], name="fine"),
+        helper.make_node("Twiddle", ["b"], ["y"], name="second_odd_one", domain="com.example"),
+    ]
+    save_onnx(path, nodes, {"x": [4]}, {"y": [4]}, domains=("com.example",))
+    done = aicc("check", path, "--json")
+    assert done.code == 3
+    assert [(r["node"], r["op"]) for r in json.loads(done.out)["refused"]] == [
+        ("first_odd_one", "com.example.Frobnicate"),
+        ("second_odd_one", "com.example.Twiddle"),
+    ]
+
+
+def test_a_decoder_is_refused_by_a_target_without_a_kv_cache(aicc: Run):
+    done = aicc("check", "smollm2-135m", "--target", "openvino:npu")
+    assert done.code == 3
+    assert "KV cache" in done.err.splitlines()[-1]
+
+
+def test_four_terabytes_are_checked_without_reading_them_and_do_not_fit(aicc: Run, tmp_path: Path):
+    path, side = tmp_path / "huge.onnx", 1_000_000
+    save_onnx(path, [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": ["n", side]}, {"y": ["n", side]})
+    model = onnx.load(path)
+    weight = model.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[side, side])
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": "huge.bin", "offset": "0", "length": str(4 * side**2)}.items():
+        weight.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+    with (tmp_path / "huge.bin").open("wb") as file:
+        file.truncate(4 * side**2)  # takes no room on the disk
+    done = aicc("check", path, "--json")
+    assert done.code == 5
+    assert json.loads(done.out)["weight_bytes"] == 4 * side**2
+    assert "4.00 TB" in done.err.splitlines()[-1]

@@ -1,0 +1,142 @@
+"""``aicc run`` and ``aicc chat`` on real models: text, tensors, JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from aicc_command import WEIGHT, Run
+
+from aicc.cli.documents import RunDocument, RunTensorsDocument
+from aicc.runtime.artifact import Artifact
+
+QUESTION = "What is the capital of France?"
+
+
+def document(text: str, kind: type) -> msgspec.Struct:
+    """The one JSON object a command printed, checked against its class; unknown fields are mistakes."""
+    names = set(json.loads(text))
+    parsed = msgspec.json.decode(text, type=kind)
+    assert names == {field.encode_name for field in msgspec.structs.fields(kind)}
+    return parsed
+
+
+def test_an_answer_is_text_and_nothing_else_on_stdout(aicc: Run, demo_artifact: Artifact):
+    done = aicc("run", demo_artifact.path, QUESTION)
+    assert done.code == 0
+    assert "Paris" in done.out
+    assert done.out.endswith("\n")
+    assert "tokens/s" in done.err
+    assert "OpenVINO CPU" in done.err
+
+
+def test_the_same_answer_as_json(aicc: Run, demo_artifact: Artifact):
+    answer = document(aicc("run", demo_artifact.path, QUESTION, "--json").out, RunDocument)
+    assert "Paris" in answer.text
+    assert answer.finish_reason == "stop"
+    assert len(answer.token_ids) == answer.usage.completion_tokens
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.timings.decode_tokens_per_s > 0
+    assert answer.device.startswith("OpenVINO CPU")
+    assert answer.chat_template
+
+
+def test_a_prompt_comes_from_stdin_and_goes_in_raw(aicc: Run, demo_artifact: Artifact):
+    words = ["run", demo_artifact.path, "-", "--raw", "--max-tokens", 4, "--json"]
+    answer = document(aicc(*words, stdin="The capital of France is").out, RunDocument)
+    assert "Paris" in answer.text
+    assert (answer.finish_reason, answer.usage.completion_tokens) == ("length", 4)
+    assert answer.usage.prompt_tokens == 5
+    assert not answer.chat_template
+
+
+def test_a_seed_repeats_an_answer_and_a_stop_string_ends_it(aicc: Run, demo_artifact: Artifact):
+    words = ["run", demo_artifact.path, QUESTION, "--temperature", 1, "--seed", 7, "--max-tokens", 12]
+    first, again = aicc(*words), aicc(*words)
+    assert first.out == again.out
+    stop = first.out[5:9]
+    assert aicc(*words, "--stop", stop).out == first.out[: first.out.index(stop)] + "\n"
+
+
+def test_a_system_message_needs_the_template(aicc: Run, demo_artifact: Artifact):
+    done = aicc("run", demo_artifact.path, QUESTION, "--raw", "--system", "Be brief.")
+    assert (done.code, done.out) == (2, "")
+    assert "--system" in done.err
+
+
+def test_a_conversation_through_a_pipe_remembers_and_forgets(aicc: Run, demo_artifact: Artifact):
+    lines = [
+        "My name is Ada. Say hello to me.",
+        "What is my name?",
+        "/reset",
+        "/frob",
+        "Who are you?",
+        "/exit",
+        "unread",
+    ]
+    done = aicc("chat", demo_artifact.path, "--temperature", 0, "--max-tokens", 24, stdin="\n".join(lines))
+    assert done.code == 0
+    assert "Ada" in done.out
+    assert len(done.out.splitlines()) >= 3
+    assert "forgotten" in done.err
+    assert "no command /frob" in done.err
+
+
+def test_tensors_go_in_and_out_as_npy_files(aicc: Run, tensors_artifact: Path, arrays: dict[str, Path], tmp_path: Path):
+    inputs = [word for name, path in arrays.items() for word in ("--input", f"{name}={path}")]
+    done = aicc("run", tensors_artifact, *inputs, "--output-dir", tmp_path / "out", "--json")
+    result = document(done.out, RunTensorsDocument)
+    expected = np.ones((2, 4), np.float32) @ WEIGHT + [-1, -2, -3]
+    assert [(output.name, output.dtype, output.shape) for output in result.outputs] == [
+        ("sum/0", "float32", [2, 3]),
+        ("relu", "float32", [2, 3]),
+    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["relu.npy", "sum_0.npy"]
+    np.testing.assert_allclose(np.load(result.outputs[0].file), expected, rtol=1e-6)
+    np.testing.assert_allclose(np.load(result.outputs[1].file), np.maximum(expected, 0), rtol=1e-6)
+
+
+WITHOUT_THE_COMPILER = """
+import sys
+for name in {blocked!r}:
+    sys.modules[name] = None  # importing it raises ModuleNotFoundError, as if it were not installed
+from aicc.cli.main import main
+code = main(sys.argv[1:])
+assert not [name for name in sys.modules if name.startswith("aicc.compiler.")], "the compiler was imported"
+sys.exit(code)
+"""
+COMPILE_EXTRA = [
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "onnxruntime",
+    "mobius",
+    "transformers",
+    "torch",
+    "gguf",
+    "safetensors",
+]
+
+
+def run_without_the_compiler(*words: object) -> subprocess.CompletedProcess:
+    program = WITHOUT_THE_COMPILER.format(blocked=COMPILE_EXTRA)
+    return subprocess.run([sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True)
+
+
+def test_a_model_runs_where_the_compiler_is_not_installed(demo_artifact: Artifact):
+    done = run_without_the_compiler("run", demo_artifact.path, QUESTION, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in json.loads(done.stdout)["text"]
+
+
+@pytest.mark.parametrize("command", ["compile", "check"])
+def test_compiling_without_the_compiler_says_what_to_install(onnx_file: Path, command: str):
+    program = WITHOUT_THE_COMPILER.format(blocked=COMPILE_EXTRA).split("assert")[0] + "sys.exit(code)"
+    words = [sys.executable, "-c", program, command, str(onnx_file)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.count("\n") == 1
+    assert "pip install 'aicc[compile]'" in done.stderr
