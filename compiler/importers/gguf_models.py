@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aicc.compiler.importers.gguf_file import GgufFile
-from aicc.compiler.importers.mobius_graph import check_limits
+from aicc.compiler.importers.mobius_graph import check_limits, make_config
 from aicc.runtime.errors import IntegrityError, UnsupportedError
 
 _LLAMA_TENSORS = {
@@ -146,7 +146,7 @@ def hf_config(file: GgufFile, arch: str, row: Architecture) -> Any:
     fields |= _EXTRAS.get(arch, lambda fields: {})(fields)
     for token in ("bos", "eos", "pad"):
         fields[f"{token}_token_id"] = None
-    return transformers.AutoConfig.for_model(row.model_type, **fields)
+    return make_config(lambda: transformers.AutoConfig.for_model(row.model_type, **fields), str(file.path))
 
 
 def _sizes(file: GgufFile, arch: str) -> dict[str, Any]:

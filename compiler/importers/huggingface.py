@@ -10,10 +10,17 @@ import torch
 from aicc.compiler.importers import ImportedModel, Source
 from aicc.compiler.importers.corrections import position_offset
 from aicc.compiler.importers.files import read_json, read_text, read_tokenizer
-from aicc.compiler.importers.mobius_graph import LIMITS, BuiltGraph, bind_weights, build_graph, check_limits
+from aicc.compiler.importers.mobius_graph import (
+    LIMITS,
+    BuiltGraph,
+    bind_weights,
+    build_graph,
+    check_limits,
+    make_config,
+)
 from aicc.compiler.importers.safetensors_file import read_weights, weight_files
 from aicc.runtime.artifact import LlmFacts, SourceInfo
-from aicc.runtime.errors import IntegrityError, UnsupportedError
+from aicc.runtime.errors import UnsupportedError
 
 # Architectures whose graphs are compared with transformers' own forward pass in the tests. mobius
 # accepts more names than it computes faithfully, so no other is taken on trust.
@@ -89,13 +96,8 @@ def _config(raw: dict[str, Any], folder: Path, where: str) -> Any:
     import transformers
 
     check_limits(where, [(key, key, raw.get(key)) for key in LIMITS])
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers validates with many kinds of exception; one line is enough
-        reason = " ".join(str(error).split())[:300]
-        raise IntegrityError(
-            f"{where} is not a valid {raw['model_type']} config: {reason}.", "Download it again."
-        ) from error
+    load = transformers.AutoConfig.from_pretrained
+    config = make_config(lambda: load(folder, trust_remote_code=False, local_files_only=True), where)
     check_limits(where, [(key, key, getattr(config, key, None)) for key in LIMITS])
     return config
 

@@ -84,6 +84,20 @@ def check_limits(where: str, values: Iterable[tuple[str, str, object]]) -> None:
             )
 
 
+def make_config(make: Callable[[], Any], where: str) -> Any:
+    """Make a transformers config, whose own rules are checked on the way.
+
+    Raises:
+        IntegrityError: The values break a rule; transformers' reason is given.
+    """
+    try:
+        with _quiet():
+            return make()
+    except Exception as error:  # transformers validates with many kinds of exception; one line is enough
+        reason = " ".join(str(error).split())[:300]
+        raise IntegrityError(f"{where} does not describe a model: {reason}.", "The file is damaged.") from error
+
+
 def build_graph(hf_config: Any, where: str) -> BuiltGraph:
     """Build the graph of a transformers config, in float32.
 
@@ -129,7 +143,7 @@ def build_graph(hf_config: Any, where: str) -> BuiltGraph:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps mobius' and onnx_ir's progress notes off stderr; they are not about the user's model."""
+    """Keeps the libraries' progress notes off stderr; they are not about the user's model."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -122,6 +122,11 @@ def test_an_absurd_gguf_value_names_its_key(
         import_gguf(tmp_path / "m.gguf", with_number(gguf_bytes, key, layout, value))
 
 
+def test_sizes_that_do_not_fit_together_are_refused(gguf_bytes: bytes, tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match=r"does not describe a model: .*hidden size"):
+        import_gguf(tmp_path / "m.gguf", with_number(gguf_bytes, "llama.embedding_length", "<I", 97))
+
+
 def test_heads_that_do_not_fit_together_are_refused(gguf_bytes: bytes, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="do not fit together"):
         import_gguf(tmp_path / "m.gguf", with_number(gguf_bytes, "llama.attention.head_count_kv", "<I", 4))
