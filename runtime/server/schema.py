@@ -90,10 +90,10 @@ class SamplingRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
         Meta(description="Extension: logits of tokens of prompt and text are divided by this, if positive."),
     ] = None
     presence_penalty: Annotated[
-        Penalty | None, Meta(description="Subtracted from the logit of every token already generated.")
+        Penalty | None, Meta(description="Subtracted from the logit of every token generated so far.")
     ] = None
     frequency_penalty: Annotated[
-        Penalty | None, Meta(description="The same, times how often the token was generated.")
+        Penalty | None, Meta(description="Subtracted from a token's logit once for each time it was generated.")
     ] = None
     logit_bias: Annotated[
         Annotated[dict[TokenId, Bias], Meta(max_length=1024)] | None,
@@ -105,7 +105,7 @@ class SamplingRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
     ] = None
     seed: Annotated[
         Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None,
-        Meta(description="The same seed and request give the same text; choice i uses seed + i."),
+        Meta(description="Makes sampling repeatable; choice i uses seed + i."),
     ] = None
     ignore_eos: Annotated[
         bool | None, Meta(description="Extension: go on after the model's own end, up to `max_tokens`.")

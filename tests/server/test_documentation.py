@@ -1,0 +1,61 @@
+"""`docs/server.md` and the official client's own types agree with the messages."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+
+from aicc.runtime.server.schema import ChatRequest, CompletionRequest, SamplingRequest
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "server.md"
+REQUESTS: list[type[SamplingRequest]] = [ChatRequest, CompletionRequest]
+
+
+def fields_table() -> str:
+    """The table of fields, as the document must have it."""
+    takers: dict[tuple[str, str], list[str]] = {}
+    for request, endpoint in zip(REQUESTS, ("chat", "completions"), strict=True):
+        for field in msgspec.structs.fields(request):
+            if field.type is not type(None):
+                takers.setdefault((field.name, description(field.type)), []).append(endpoint)
+    rows = [
+        f"| `{name}` | {' and '.join(endpoints)} | {meaning} |"
+        for (name, meaning), endpoints in sorted(takers.items(), key=lambda item: item[0][0])
+    ]
+    return "\n".join(["| Field | Of | Meaning |", "| --- | --- | --- |", *rows])
+
+
+def description(annotated: Any) -> str:
+    [text] = [meta.description for meta in annotated.__metadata__ if meta.description]
+    assert isinstance(text, str)
+    return text
+
+
+def unimplemented(request: type[SamplingRequest]) -> str:
+    """The fields a request refuses by name, as the document lists them."""
+    return ", ".join(f"`{f.name}`" for f in msgspec.structs.fields(request) if f.type is type(None))
+
+
+def test_the_document_has_the_table_of_fields() -> None:
+    assert fields_table() in DOCUMENT.read_text()
+
+
+@pytest.mark.parametrize("request_type", REQUESTS)
+def test_the_document_lists_what_is_not_implemented(request_type: type[SamplingRequest]) -> None:
+    assert f": {unimplemented(request_type)}." in DOCUMENT.read_text()
+
+
+@pytest.mark.parametrize(
+    ("request_type", "parameters"),
+    [
+        (ChatRequest, chat_create_params.CompletionCreateParamsBase),
+        (CompletionRequest, completion_create_params.CompletionCreateParamsBase),
+    ],
+)
+def test_every_parameter_of_the_official_client_is_known(request_type: type[SamplingRequest], parameters: Any) -> None:
+    known = {field.name for field in msgspec.structs.fields(request_type)}
+
+    assert set(parameters.__annotations__) <= known
