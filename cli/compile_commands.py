@@ -72,7 +72,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(IMPORTERS),
             default="auto",
             show_default=True,
-            help="What reads Hugging Face models.",
+            help="What reads Hugging Face and GGUF models; auto takes mobius.",
         ),
     ]
     for option in reversed(options):

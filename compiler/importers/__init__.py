@@ -84,7 +84,8 @@ def import_model(source: Source, importer: str = "auto", digest: bool = True) ->
 
     Args:
         source: From :func:`aicc.compiler.sources.resolve`.
-        importer: ``auto``. ``optimum`` does not give a graph, see :mod:`aicc.compiler.importers.optimum`.
+        importer: ``auto``, or ``mobius`` for Hugging Face and GGUF models. ``optimum`` gives no graph,
+            see :mod:`aicc.compiler.importers.optimum`.
         digest: Hash the weight files for ``info.sha256``; without it nothing but headers is read.
 
     Raises:
@@ -97,8 +98,10 @@ def import_model(source: Source, importer: str = "auto", digest: bool = True) ->
             "the optimum importer gives OpenVINO IR, not a graph, and serves the openvino family only.",
             "Choose an openvino target, or leave --importer out.",
         )
-    if importer != "auto":
-        raise UsageError(f"there is no importer {importer!r}.", "Choose auto or optimum.")
+    if importer == "mobius" and source.kind == "onnx":
+        raise UsageError(f"{source.name} is an ONNX file, which is read as it is.", "Leave --importer out.")
+    if importer not in ("auto", "mobius"):
+        raise UsageError(f"there is no importer {importer!r}.", "Choose auto, mobius or optimum.")
     module = importlib.import_module(f"aicc.compiler.importers.{_MODULES[source.kind]}")
     imported: ImportedModel = module.import_model(source)
     if digest:
