@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 
 from aicc.compiler.coverage import full_coverage, refuse_operators, weight_bytes_per_token
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.lowering import LoweredVariant, WeightStore
+from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
 
 
@@ -29,9 +31,11 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     Raises:
         UnsupportedError: The chip cannot run a node; it is named.
     """
-    # 1. Refuse before any work is done. Whatever only code generation can notice may be refused
-    #    later, by the same error: always naming the node, and what to do instead.
+    # 1. Refuse before any work is done: by the rules in target.py, and then what depends on more
+    #    than an operator's name. Whatever only code generation can notice may be refused later, by
+    #    the same error: always naming the node, and what to do instead.
     refuse_operators(imported.graph, target)
+    _refuse_old_batch_norms(imported.graph)
 
     # 2. The chip's own passes would change a clone of the graph here, each with a PassRecord.
 
@@ -49,3 +53,15 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         # What one decoded token reads; with the memory's bandwidth it bounds the tokens a second.
         weight_bytes_per_token=weight_bytes_per_token(imported.graph) if imported.kind == "decoder" else 0,
     )
+
+
+def _refuse_old_batch_norms(model: ir.Model) -> None:
+    """Refuse what onnx's evaluator computes as if it were training: no numbers are better than wrong ones."""
+    if model.opset_imports.get("", 14) >= 14:
+        return
+    for node in model.graph.all_nodes():
+        if node.op_type == "BatchNormalization":
+            raise UnsupportedError(
+                f"onnx's evaluator cannot run {node.op_type} ({node.name or node.outputs[0].name}) before opset 14.",
+                "Export the model with a newer opset, or compile it for --target reference.",
+            )

@@ -13,6 +13,8 @@ from aicc.targets.portable import WEIGHTS_LOCATION, GraphDecoder, GraphExecutabl
 if TYPE_CHECKING:
     from aicc.runtime.artifact import Artifact, Variant
 
+_SILENT = 4  # onnxruntime logs what it also raises
+
 
 class ReferenceProvider:
     """Runs portable graphs with onnxruntime."""
@@ -40,7 +42,7 @@ class ReferenceProvider:
         settings = onnxruntime.SessionOptions()
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
-        settings.log_severity_level = 3
+        settings.log_severity_level = _SILENT
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
         if artifact.has(WEIGHTS_PATH):
@@ -54,9 +56,11 @@ class ReferenceProvider:
             reason = (str(error).splitlines() or [""])[0]
             raise UnsupportedError(f"onnxruntime cannot run {artifact.path}: {reason}") from error
         names = [output.name for output in session.get_outputs()]
+        run_settings = onnxruntime.RunOptions()
+        run_settings.log_severity_level = _SILENT
 
         def evaluate(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+            return dict(zip(names, session.run(names, dict(inputs), run_settings), strict=True))
 
         manifest = artifact.manifest
         if manifest.llm is None:

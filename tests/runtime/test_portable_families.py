@@ -6,16 +6,20 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from small_tensors import WIDTH, expected, small_graph, write_small
 from tiny_decoder import tiny_graph, write_tiny
 
 from aicc.compiler.coverage import full_coverage, refuse_operators, weight_bytes_per_token
+from aicc.compiler.importers import ImportedModel
+from aicc.compiler.package import ArtifactWriter
 from aicc.runtime import Artifact, load
-from aicc.runtime.artifact import GRAPH_PATH, FileEntry
+from aicc.runtime.artifact import GRAPH_PATH, FileEntry, SourceInfo
 from aicc.runtime.errors import IntegrityError, UnsupportedError, UsageError
 from aicc.runtime.provider import DecoderExecutable, ExecutionProvider, Fit, LoadOptions
 from aicc.runtime.target import Target, find_target, load_object
+from aicc.targets.null.lowering import lower
 from aicc.targets.portable import read_graph
 
 FAMILIES = ("null:host", "reference:cpu")
@@ -171,3 +175,18 @@ def test_a_decoded_token_reads_every_weight_but_one_row_of_the_tables_it_looks_u
     expected_bytes = sum(sizes.values()) - looked_up + looked_up // vocab
     assert looked_up == vocab * hidden * 4
     assert weight_bytes_per_token(graph) == expected_bytes
+
+
+def test_what_the_null_familys_evaluator_would_compute_wrongly_is_refused(tmp_path):
+    norm = """
+        <ir_version: 8, opset_import: ["" : 13]>
+        old (float[1, 2, 3] x, float[2] s, float[2] b, float[2] m, float[2] v) => (float[1, 2, 3] y) {
+            y = BatchNormalization (x, s, b, m, v)
+        }
+    """
+    imported = ImportedModel(ir.from_onnx_text(norm), "tensors", SourceInfo("old", "onnx", "0" * 64))
+    with ArtifactWriter(tmp_path / "old.aicc") as writer:
+        with pytest.raises(UnsupportedError, match=r"BatchNormalization \(.+\) before opset 14"):
+            lower(imported, find_target("null"), writer.variant_directory("v"), writer.weights)
+        imported.graph.opset_imports[""] = 15
+        assert lower(imported, find_target("null"), tmp_path, writer.weights).files == []
