@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from typing import get_args
 
 import onnx_ir as ir
 
 from aicc.compiler.report import LayerRecord
 from aicc.runtime.artifact import LlmFacts, Signature, TensorSpec
 from aicc.runtime.errors import UnsupportedError
+from aicc.runtime.manifest import DtypeName
 from aicc.runtime.target import Target
 
 _BYTES = {"float32": 4, "float16": 2, "uint8": 1}
@@ -26,15 +28,30 @@ def _specs(values: list[ir.Value]) -> tuple[TensorSpec, ...]:
 
 
 def _spec(value: ir.Value) -> TensorSpec:
-    if value.dtype is None or value.shape is None:
+    tensor = isinstance(value.type, ir.TensorType)
+    name = _dtype_name(value.dtype) if tensor and value.dtype is not None else None
+    if value.type is not None and name not in get_args(DtypeName):
+        raise UnsupportedError(
+            f"the graph's {value.name} is {name or 'a sequence or an optional value'}; "
+            "an artifact takes and gives tensors of numbers.",
+            "Cut the graph behind it, or convert it in the graph.",
+        )
+    if name is None or value.shape is None:
         raise UnsupportedError(
             f"the graph's {value.name} has no known type and rank.", "Run shape inference on the model first."
         )
     shape = []
     for axis, dim in enumerate(value.shape):
-        shape.append(dim if isinstance(dim, int) else str(dim.value or f"{value.name}.{axis}"))
-    name = "bfloat16" if value.dtype == ir.DataType.BFLOAT16 else str(value.dtype.numpy())
+        known = isinstance(dim, int) and dim >= 0  # some exporters write -1 for a size they do not know
+        shape.append(dim if known else str(getattr(dim, "value", None) or f"{value.name}.{axis}"))
     return TensorSpec(value.name, name, tuple(shape))
+
+
+def _dtype_name(dtype: ir.DataType) -> str:
+    """As numpy calls it, with the one it lacks."""
+    if dtype == ir.DataType.BFLOAT16 or dtype.is_string():
+        return dtype.name.lower()
+    return str(dtype.numpy())
 
 
 def kv_bytes_per_token(llm: LlmFacts, target: Target, dtype: str | None = None) -> int:

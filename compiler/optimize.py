@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 import onnxscript.optimizer
-from onnx_ir.passes import common
+from onnx_ir.passes import PassError, common
 
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.passes.merge_projections import MergeProjections
 from aicc.compiler.report import PassRecord
+from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
 
 # Only small constants are folded: folding a weight would read it, and undo its quantisation.
@@ -30,9 +31,18 @@ def optimize(imported: ImportedModel, target: Target) -> list[PassRecord]:
 
 
 def _onnxscript(model: ir.Model) -> None:
-    onnxscript.optimizer.optimize_ir(
-        model, input_size_limit=_FOLD_LIMIT_BYTES, output_size_limit=_FOLD_LIMIT_BYTES, onnx_shape_inference=False
-    )
+    try:
+        onnxscript.optimizer.optimize_ir(
+            model, input_size_limit=_FOLD_LIMIT_BYTES, output_size_limit=_FOLD_LIMIT_BYTES, onnx_shape_inference=False
+        )
+    except PassError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise UnsupportedError(
+            f"the graph cannot be simplified: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}.",
+            "Export it without sequences, optionals and local functions.",
+        ) from error
 
 
 def _run(name: str, step: Callable[[ir.Model], object], model: ir.Model) -> PassRecord:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aicc.runtime.artifact import WEIGHTS_PATH
-from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError
+from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UsageError
 from aicc.runtime.provider import (
     Array,
     Compatibility,
@@ -141,6 +141,7 @@ class Tensors:
     def __init__(self, compiled: ov.CompiledModel, signatures: Mapping[str, Signature], weights: MappedWeights) -> None:
         self._compiled: ov.CompiledModel | None = compiled
         self._request = compiled.create_infer_request()
+        self._inputs = {name for port in compiled.inputs for name in port.get_names()}
         self._signatures = signatures
         self._weights = weights
         self._packed = False
@@ -158,8 +159,13 @@ class Tensors:
 
     def run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; outputs are copies."""
-        with self._packing():
-            results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+        # An input that cannot change the result (the empty axes of a reduction) is not one of OpenVINO's.
+        used = {name: array for name, array in inputs.items() if name in self._inputs}
+        try:
+            with self._packing():
+                results = self._request.infer(used, share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            raise UsageError(f"{self._device} cannot run the model on these inputs: {_last_line(error)}") from error
         names = [t.name for t in self._signatures[signature].outputs]
         return {name: np.array(results[name]) for name in names}
 

@@ -26,6 +26,7 @@ from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
 from aicc.targets.openvino.lowering.conversions import DecoderConversions
 from aicc.targets.openvino.lowering.decoder import flatten_tokens, share_constants
+from aicc.targets.openvino.lowering.faithful import lost_inputs, put_right, unfaithful
 from aicc.targets.openvino.lowering.ir_file import write_ir
 from aicc.targets.openvino.lowering.weights import WeightOutline, transpose_in_products
 
@@ -53,10 +54,10 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
             "Compile for openvino:cpu or openvino:gpu.",
         )
     started = time.perf_counter()
-    conversions = DecoderConversions()
+    conversions = DecoderConversions() if decoder else None
     visible = attention_visibility(imported.graph, imported.llm.context_length) if decoder else {}
     outline = WeightOutline(imported.graph.clone(), weights)
-    model = _convert(outline.model, conversions if decoder else None)
+    model = _convert(outline.model, conversions)
     before = len(model.get_ops())
     files = [GRAPH_FILE]
     if decoder:
@@ -64,7 +65,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     transpose_in_products(model)
     outline.attach(model)
     share_constants(model)
-    if decoder:
+    if conversions is not None:
         layers = []
         for index, (attention, view) in enumerate(zip(conversions.attentions, visible.values(), strict=True)):
             attention.stand_in.set_friendly_name(f"attention.{index}")
@@ -95,6 +96,8 @@ def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
     """The nodes OpenVINO has no conversion for, from shapes alone."""
     outline = WeightOutline(imported.graph.clone(), _NoWeights())
     conversions = DecoderConversions() if imported.kind == "decoder" else None
+    if found := unfaithful(imported.graph, own=conversions.operators if conversions else ()):
+        return found
     try:
         _convert(outline.model, conversions)
     except UnsupportedError as error:
@@ -125,8 +128,9 @@ def _convert(model: ir.Model, conversions: DecoderConversions | None) -> ov.Mode
     for extension in conversions.extensions() if conversions else ():
         frontend.add_extension(extension)
     proto = ir.to_proto(model)
+    _refuse(unfaithful(model, own=conversions.operators if conversions else ()))
     try:
-        return frontend.convert(frontend.load(io.BytesIO(proto.SerializeToString())))
+        converted = frontend.convert(frontend.load(io.BytesIO(proto.SerializeToString())))
     except Exception as error:  # the frontend raises its own hierarchy, with a C++ trace in the text
         if isinstance(error.__cause__, UnsupportedError):
             raise error.__cause__ from None
@@ -137,6 +141,19 @@ def _convert(model: ir.Model, conversions: DecoderConversions | None) -> ov.Mode
             f"OpenVINO cannot convert this graph: {'; '.join(reasons).rstrip('.')}{named and f'; nodes: {named}'}.",
             "Compile for --target reference.",
         ) from error
+    if conversions is None:  # a decoder's masks and past keys are not lost: the paged attention has them
+        _refuse(lost_inputs(model, converted))
+    put_right(converted)
+    return converted
+
+
+def _refuse(found: list[Refusal]) -> None:
+    if found:
+        named = "; ".join(f"{refusal.node} ({refusal.op}): {refusal.reason}" for refusal in found[:5])
+        raise UnsupportedError(
+            f"OpenVINO would not compute {len(found)} node(s) as ONNX defines them: {named}.",
+            "Compile for --target reference.",
+        )
 
 
 def _options(imported: ImportedModel) -> dict[str, str]:

@@ -45,13 +45,18 @@ class DecoderConversions:
 
     attentions: list[PagedAttention] = field(default_factory=list)
 
+    @property
+    def operators(self) -> dict[str, Converter]:
+        """The conversions by operator."""
+        return {
+            "RMSNormalization": rms_normalization,
+            "RotaryEmbedding": rotary_embedding,
+            "Attention": self.attention,
+        }
+
     def extensions(self) -> list[ConversionExtension]:
         """What to register with the ONNX frontend."""
-        return [
-            ConversionExtension("RMSNormalization", rms_normalization),
-            ConversionExtension("RotaryEmbedding", rotary_embedding),
-            ConversionExtension("Attention", self.attention),
-        ]
+        return [ConversionExtension(operator, convert) for operator, convert in self.operators.items()]
 
     def attention(self, node: NodeContext) -> list[ov.Output]:
         """``Attention`` over past and present keys, as a stand-in for the paged kernel."""
