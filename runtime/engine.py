@@ -70,9 +70,16 @@ class Engine:
         return self._work.wait(seconds)
 
     def settle(self) -> None:
-        """Take in what was submitted and let go of what was cancelled, without computing."""
-        with self._lock:
-            self._hand_over()
+        """Take in what was submitted and let go of what was cancelled, without computing.
+
+        Does nothing while a step runs: the next one does the same. It must not wait for it, because
+        a forgotten stream may be closed by the garbage collector in the middle of a step.
+        """
+        if self._lock.acquire(blocking=False):
+            try:
+                self._hand_over()
+            finally:
+                self._lock.release()
 
     def step(self) -> bool:
         """Run one step; whether there was anything to run.

@@ -23,7 +23,7 @@ from aicc.runtime.chat import ChatTemplate, Messages
 from aicc.runtime.engine import Engine
 from aicc.runtime.errors import ContextLengthError, IntegrityError, UnsupportedError, UsageError
 from aicc.runtime.machine import release_free_memory
-from aicc.runtime.provider import DecoderExecutable
+from aicc.runtime.provider import OPTIMAL, Compatibility, DecoderExecutable
 from aicc.runtime.request import FinishReason, Piece, Request, Timings
 from aicc.runtime.sampling import SamplingOptions, SamplingParams
 from aicc.runtime.tokenizer import Tokenizer
@@ -56,14 +56,18 @@ class Model:
     Args:
         executable: What a provider loaded.
         artifact: Where its tokenizer and facts are.
+        compatibility: What the provider said of it and this machine.
 
     Attributes:
         manifest: The artifact's.
         engine: Runs the requests; a server drives it from its own thread.
     """
 
-    def __init__(self, executable: DecoderExecutable, artifact: Artifact) -> None:
+    def __init__(
+        self, executable: DecoderExecutable, artifact: Artifact, compatibility: Compatibility = OPTIMAL
+    ) -> None:
         self._executable = executable
+        self.compatibility = compatibility
         self._artifact = artifact
         self.manifest = artifact.manifest
         facts = self.manifest.llm

@@ -38,6 +38,9 @@ class Compatibility:
     reason: str = ""
 
 
+OPTIMAL = Compatibility(Fit.OPTIMAL)
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """One device of this machine: the provider's name for it, and what it is."""

@@ -12,7 +12,9 @@ from aicc.runtime.artifact import Artifact, Manifest, Signature, TensorSpec, Var
 from aicc.runtime.errors import MismatchError, UnsupportedError, UsageError
 from aicc.runtime.machine import release_free_memory
 from aicc.runtime.provider import (
+    OPTIMAL,
     Array,
+    Compatibility,
     DecoderExecutable,
     Executable,
     ExecutionProvider,
@@ -31,11 +33,13 @@ class Session:
     Args:
         executable: What a provider loaded.
         manifest: The artifact's.
+        compatibility: What the provider said of it and this machine.
     """
 
-    def __init__(self, executable: Executable, manifest: Manifest) -> None:
+    def __init__(self, executable: Executable, manifest: Manifest, compatibility: Compatibility = OPTIMAL) -> None:
         self._executable = executable
         self.manifest = manifest
+        self.compatibility = compatibility
 
     @property
     def signatures(self) -> Mapping[str, Signature]:
@@ -163,10 +167,10 @@ def load_artifact(artifact: Artifact, options: LoadOptions | None = None, device
     executable = provider.load(artifact, variant, options or LoadOptions())
     release_free_memory()
     if artifact.manifest.llm is None:
-        return Session(executable, artifact.manifest)
+        return Session(executable, artifact.manifest, compatibility)
     if not isinstance(executable, DecoderExecutable):
         executable.close()
         raise UnsupportedError(f"{target.name} runs models of tensors only, and {artifact.path} is a decoder.")
     from aicc.runtime.generator import Model
 
-    return Model(executable, artifact)
+    return Model(executable, artifact, compatibility)

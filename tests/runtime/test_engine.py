@@ -199,6 +199,21 @@ def test_a_request_cancelled_at_any_step_ends_and_gives_its_pages_back(make_deco
     assert run.ids(stays) == alone([3, 4], max_tokens=10)
 
 
+def test_a_stream_may_be_forgotten_in_the_middle_of_a_step(make_decoder, alone):
+    run = Run(make_decoder())
+    stays, goes = run.submit([3, 4]), run.submit([5, 6])
+
+    def forget(index: int) -> None:  # as the garbage collector would, in the thread that steps
+        if index == 2:
+            run.engine.cancel(goes)
+            run.engine.settle()
+
+    run.executable.before_step = forget
+    run.finish()
+    assert goes.finish_reason == "cancelled"
+    assert run.ids(stays) == alone([3, 4])
+
+
 def test_cancelling_a_finished_request_changes_nothing(make_decoder):
     run = Run(make_decoder())
     request = run.submit([1], max_tokens=1)

@@ -53,6 +53,12 @@ def test_an_executable_that_cannot_be_used_here_is_refused_with_the_providers_re
     assert ("aicc compile" in caught.value.remedy) == (fit is Fit.RECOMPILE)
 
 
+def test_what_is_not_quite_as_it_was_compiled_for_runs_and_says_so(artifact):
+    with load(artifact) as session:  # the sample does not say which onnx it was made with
+        assert session.compatibility.fit is Fit.USABLE
+        assert "onnx" in session.compatibility.reason
+
+
 def test_an_artifact_of_a_family_that_is_not_installed_is_refused(tmp_path):
     path = write_small(tmp_path / "small.aicc", "elsewhere:chip").path
     with pytest.raises(MismatchError, match="elsewhere:chip"):
