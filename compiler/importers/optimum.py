@@ -152,13 +152,8 @@ def _run(command: list[str], timeout: float, what: str, variables: dict[str, str
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=environment)
     except subprocess.TimeoutExpired as error:
-        raise _timed_out(what, timeout) from error
-
-
-def _timed_out(what: str, timeout: float) -> AiccError:
-    return ResourceError(
-        f"{what} did not finish in {timeout / 60:.0f} minutes and was stopped.", "Use a faster machine."
-    )
+        what = f"{what} did not finish in {timeout / 60:.0f} minutes and was stopped."
+        raise ResourceError(what, "Use a faster machine or network.") from error
 
 
 def _last_error(output: str) -> str:
