@@ -52,12 +52,13 @@ class Limits:
 
     Attributes:
         sequences: Most sequences running or waiting; more are answered 429.
-        body_bytes: Largest request body.
+        body_bytes: Largest request body; None is 1 MiB, or 64 bytes for each token of the context
+            if that is more. Tokenising takes a second for each MiB, one request at a time.
         body_seconds: Longest a body may take to arrive.
     """
 
     sequences: int = 128
-    body_bytes: int = 4 << 20
+    body_bytes: int | None = None
     body_seconds: float = 30.0
 
 
@@ -114,7 +115,9 @@ class Api:
 
     def __init__(self, engine: EngineThread, manifest: Manifest, alias: str | None, limits: Limits) -> None:
         self._engine = engine
-        self._limits = limits
+        context_length = manifest.llm.context_length if manifest.llm else 0
+        self._body_bytes = limits.body_bytes or max(1 << 20, 64 * context_length)
+        self._body_seconds = limits.body_seconds
         self._card = ModelCard(alias or manifest.name, int(time.time()))
         self._fingerprint = "fp_" + hashlib.sha256(msgspec.json.encode(manifest)).hexdigest()[:12]
         self._chat_decoder = msgspec.json.Decoder(ChatRequest)
@@ -136,7 +139,7 @@ class Api:
         return _json(self._card)
 
     async def live(self, request: Request) -> Response:
-        """``GET /health/live``: whether restarting would not help."""
+        """``GET /health/live``: 503 when only a restart can help."""
         failed = self._engine.state == "failed"
         return _json(self._readiness(), 503 if failed else 200)
 
@@ -228,15 +231,15 @@ class Api:
         body = bytearray()
         size = 0
         try:
-            async with asyncio.timeout(self._limits.body_seconds):
+            async with asyncio.timeout(self._body_seconds):
                 async for chunk in request.stream():
                     size += len(chunk)
-                    if size <= self._limits.body_bytes:
+                    if size <= self._body_bytes:
                         body += chunk
         except TimeoutError:
             raise ApiError(408, "The body did not arrive in time.", "request_timeout") from None
-        if size > self._limits.body_bytes:
-            raise ApiError(413, f"The body is larger than {self._limits.body_bytes} bytes.", "request_too_large")
+        if size > self._body_bytes:
+            raise ApiError(413, f"The body is larger than {self._body_bytes} bytes.", "request_too_large")
         return bytes(body)
 
 

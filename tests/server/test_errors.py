@@ -208,7 +208,7 @@ def test_a_body_that_is_no_request_is_a_400(http: httpx.Client, body: bytes) -> 
 
 
 def test_a_body_that_is_too_large_is_a_413(http: httpx.Client) -> None:
-    answer = post(http, CHAT | {"user": "x" * (5 << 20)})
+    answer = post(http, CHAT | {"user": "x" * (2 << 20)})
 
     assert answer.status_code == 413
     assert error_of(answer)["code"] == "request_too_large"

@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +121,10 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_the_reason(demo_arti
 
     assert "loading the model" in said[0]
     assert not any("ready" in line for line in said)
+
+
+def test_the_server_needs_nothing_of_the_compiler() -> None:
+    code = "import sys, aicc.runtime.server; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert not {"onnx", "onnx_ir", "torch", "transformers", "openvino"} & set(loaded)
