@@ -112,6 +112,7 @@ def check(model: str, target: str, quant: str, group_size: int | None, importer:
     from aicc.runtime.target import find_target
 
     chosen = find_target(target)
+    _check_group_size(quant, group_size)
     with compiler():
         from aicc.compiler.check import check_model
 
@@ -193,6 +194,7 @@ def compile_command(
     from aicc.runtime.target import find_target
 
     chosen = find_target(target)
+    _check_group_size(quant, group_size)
     if max_kl is not None and not measure:
         raise click.UsageError("--max-kl needs the measurement that --no-measure leaves out.")
     with compiler():
@@ -222,6 +224,12 @@ def compile_command(
         print_json(CompileDocument(artifact="" if made is None else str(made), bytes=_size(made), report=report))
     elif made is not None:
         click.echo(made)
+
+
+def _check_group_size(quant: str, group_size: int | None) -> None:
+    """Refuse at once what the compiler would refuse after reading the model."""
+    if group_size is not None and quant not in ("int8", "int4"):
+        raise click.UsageError(f"--group-size needs --quant int8 or int4, and --quant is {quant}.")
 
 
 def _resolve(model: str, progress: Progress) -> Source:

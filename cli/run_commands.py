@@ -250,17 +250,20 @@ def converse(model: Model, opening: list[dict[str, str]], options: dict[str, Any
 
 def _say(model: Model, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
     """Answer the conversation; Ctrl-C keeps what was said so far."""
-    text = ""
-    request, pieces = start(model, model.chat_ids(messages), options)
-    with closing(pieces):
-        try:
+    text, reason = "", ""
+    try:
+        _, pieces = start(model, model.chat_ids(messages), options)
+        with closing(pieces):
             for piece in pieces:
                 text += piece.text
+                reason = piece.finish_reason or ""
                 write_text(piece.text)
-        except KeyboardInterrupt:
-            note(" (stopped)")
+    except KeyboardInterrupt:
+        reason = "interrupted"
     write_text("\n")
-    if request.finish_reason == "length":
+    if reason == "interrupted":
+        note("(stopped)")
+    elif reason == "length":
         note("(the answer was cut off: --max-tokens or the context is used up)")
     return text
 

@@ -226,7 +226,7 @@ CASES: list[tuple[Callable[[Bench], list], int, str]] = [
     (operator_nobody_knows("compile"), 3, "the_odd_one"),
     (operator_nobody_knows("check"), 3, "the_odd_one"),
     (pickle_named_gguf, 3, "pickle"),
-    (group_size_without_groups, 2, "group size"),
+    (group_size_without_groups, 2, "--group-size"),
     (changed_byte_in_the_weights, 7, "weights/model.bin"),
     (changed_byte_in_the_manifest, 7, "manifest.json"),
     (file_cut_short, 7, "graph/model.onnx"),
