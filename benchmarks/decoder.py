@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--artifact", action="append", metavar="NAME=PATH", help="default: auto=build/smollm2-135m.aicc"
     )
     parser.add_argument("--model", default=MODEL, help="whose GGUF the peers get (default: %(default)s)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="engines whose name contains this")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="engines whose name contains one of these")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--decode-tokens", type=int, default=64)
@@ -253,7 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     artifacts = {name: Path(path) for name, _, path in (text.partition("=") for text in given)}
     gguf = pull(options.model)
     context = 4 * (options.prompt_tokens + options.decode_tokens)
-    engines = [e for e in default_engines(artifacts, gguf, context) if options.only in e.name]
+    engines = [
+        e for e in default_engines(artifacts, gguf, context) if any(text in e.name for text in options.only or [""])
+    ]
     document = facts() | {"load_average": {"before": os.getloadavg()}}
     peaks = matrix_peaks(options.threads)
     measured = compare(engines, options.threads, options.rounds, options.prompt_tokens, options.decode_tokens)

@@ -135,6 +135,8 @@ def bench_artifact(
         used = threads or processor().usable_cores
         if isinstance(model, Session):
             return _bench_session(model, load_s, used, repeat, inputs)
+        if inputs is not None:
+            raise UsageError(f"{os.fspath(path)} is a decoder and takes no inputs.", "Leave out --input.")
         return _bench_decoder(model, load_s, used, prompt_tokens, decode_tokens, repeat)
 
 

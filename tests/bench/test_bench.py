@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aicc.runtime.artifact import Artifact
@@ -32,6 +33,11 @@ def test_a_model_of_tensors_is_timed_on_inputs_made_up_from_its_signature(doubli
     assert isinstance(result, TensorBench)
     assert result.inputs == {"x": [1, 64, 3]}
     assert 0 < result.latency_s_min <= result.latency_s <= result.latency_s_max
+
+
+def test_input_arrays_for_a_decoder_are_refused(demo_artifact: Artifact):
+    with pytest.raises(UsageError, match="is a decoder"):
+        bench_artifact(demo_artifact.path, inputs={"x": np.zeros(3)})
 
 
 def test_a_prompt_that_does_not_fit_the_context_is_refused(demo_artifact: Artifact):
