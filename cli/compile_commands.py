@@ -122,9 +122,9 @@ def check(model: str, target: str, quant: str, group_size: int | None, importer:
             report = check_model(
                 source,
                 chosen,
-                quant=quant,
+                quant=quant,  # type: ignore[arg-type]
                 group_size=group_size,
-                importer=importer,  # type: ignore[arg-type]
+                importer=importer,
             )
     if as_json:
         print_json(report)
@@ -240,7 +240,8 @@ def _resolve(model: str, progress: Progress) -> Source:
 
 def _stem(model: str) -> str:
     """A file name for the artifact of a model: the last part of its name, without a known ending."""
-    last = re.split(r"[/\\]", model.rstrip("/\\"))[-1]
+    path = Path(model)
+    last = path.resolve().name if path.exists() else model.rpartition("/")[2]
     return re.sub(r"\.(gguf|onnx)$", "", last) or "model"
 
 

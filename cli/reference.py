@@ -105,7 +105,7 @@ def fields(kind: type) -> list[tuple[str, Any]]:
     hints = typing.get_type_hints(kind)
     if issubclass(kind, msgspec.Struct):
         return [(field.encode_name, hints[field.name]) for field in msgspec.structs.fields(kind)]
-    return [(field.name, hints[field.name]) for field in dataclasses.fields(kind)]
+    return [(field.name, hints[field.name]) for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
 
 
 def field_meanings(kind: type) -> dict[str, str]:

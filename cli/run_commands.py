@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -289,7 +289,9 @@ def _lines() -> Iterator[str]:
             yield line
 
 
-def start(model: Model, prompt: str | Sequence[int], options: dict[str, Any]) -> tuple[Request, Iterator[Piece]]:
+def start(
+    model: Model, prompt: str | Sequence[int], options: dict[str, Any]
+) -> tuple[Request, Generator[Piece, None, None]]:
     """A request and the pieces it will give; its timings are complete when they end."""
     from aicc.runtime.sampling import SamplingParams
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import IO
 import msgspec
 
 from aicc.runtime.errors import AiccError, IntegrityError, ResourceError, UsageError
+from aicc.runtime.machine import cache_directory
 
 Progress = Callable[[str], None]
 
@@ -166,12 +166,6 @@ class _File(msgspec.Struct, frozen=True):
     path: str
     bytes: int
     sha256: str
-
-
-def cache_directory() -> Path:
-    """Where aicc keeps what it fetched: ``$XDG_CACHE_HOME/aicc``, ``~/.cache/aicc`` by default."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "aicc"
 
 
 def pull(name: str, progress: Progress | None = None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -234,7 +234,7 @@ class Model:
     ) -> None:
         self.close()
 
-    def drive(self, request: Request, pieces: deque[Piece]) -> Iterator[Piece]:
+    def drive(self, request: Request, pieces: deque[Piece]) -> Generator[Piece, None, None]:
         """Step the engine until a request ends, giving its pieces; closing the iterator ends it early.
 
         Args:

@@ -6,6 +6,7 @@ plain string. An artifact's names are untrusted; here they can be nothing but te
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from aicc.cli.output import clean
@@ -19,7 +20,7 @@ class Html(str):
     __slots__ = ()
 
 
-Child = str | None | list["Child"]
+Child = str | None | Sequence["Child"]
 
 
 def h(tag: str, *children: Child, **attributes: str | int | float) -> Html:
@@ -43,12 +44,12 @@ def h(tag: str, *children: Child, **attributes: str | int | float) -> Html:
 
 def join(*children: Child) -> Html:
     """Children one after the other, without an element around them."""
-    parts = []
+    parts: list[Html] = []
     for child in children:
-        if child is None:
-            continue
-        if isinstance(child, list):
+        if isinstance(child, Html):
+            parts.append(child)
+        elif isinstance(child, str):
+            parts.append(Html(escape(clean(child))))
+        elif child is not None:
             parts.append(join(*child))
-        else:
-            parts.append(child if isinstance(child, Html) else escape(clean(child)))
     return Html("".join(parts))
