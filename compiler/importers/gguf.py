@@ -54,10 +54,12 @@ def import_model(source: Source) -> ImportedModel:
     return ImportedModel(
         graph=built.model,
         kind="decoder",
-        info=SourceInfo(source.name, "gguf", "", source.revision, source.licence or _licence(file)),
+        info=SourceInfo(
+            source.name, "gguf", "", source.revision, source.licence or file.metadata.get("general.license", "")
+        ),
         llm=_facts(file, built),
         tokenizer_json=tokenizer_json(file.metadata, where),
-        chat_template=_text(file, "tokenizer.chat_template"),
+        chat_template=file.metadata.get("tokenizer.chat_template"),
         tokenizer_config=_special_tokens(file),
         notes=notes,
         weight_files=[source.path],
@@ -167,12 +169,3 @@ def _special_tokens(file: GgufFile) -> dict[str, str]:
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     found = {name: token_id(file.metadata, key, len(tokens)) for key, name in names.items()}
     return {name: tokens[index] for name, index in found.items() if index is not None}
-
-
-def _text(file: GgufFile, key: str) -> str | None:
-    value = file.metadata.get(key)
-    return value if isinstance(value, str) else None
-
-
-def _licence(file: GgufFile) -> str:
-    return _text(file, "general.license") or ""

@@ -107,12 +107,35 @@ def read_gguf(path: Path) -> GgufFile:
         if key in metadata:
             raise IntegrityError(f"{path} has the key {key!r} twice.", "Convert the model again.")
         metadata[key] = cursor.value(cursor.number("<I", key), key)
+        _check_type(key, metadata[key], path)
     described = [_tensor_description(cursor, i) for i in range(cursor.bounded(tensor_count, 24, "tensors"))]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
         raise IntegrityError(f"{path}: general.alignment is {alignment!r}.", "Convert the model again.")
     start = -(-cursor.position // alignment) * alignment
     return GgufFile(path, metadata, _map_tensors(path, data, start, described))
+
+
+# Keys whose values are not plain numbers, by their ends; numbers are checked where they are used.
+_TEXTS = ("general.architecture", "general.license", "tokenizer.ggml.model", "tokenizer.ggml.pre", ".rope.scaling.type")
+_TEXTS += ("tokenizer.chat_template",)
+_TEXT_LISTS = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
+_NUMBER_LISTS = {"tokenizer.ggml.token_type": "iu", "tokenizer.ggml.scores": "f"}  # numpy kinds
+
+
+def _check_type(key: str, value: Any, path: Path) -> None:
+    """Refuse a known key that holds another kind of value than it is for."""
+    right = True
+    if key.endswith(_TEXTS):
+        right = isinstance(value, str)
+    elif key in _TEXT_LISTS:
+        right = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    elif key in _NUMBER_LISTS:
+        right = isinstance(value, np.ndarray) and value.dtype.kind in _NUMBER_LISTS[key]
+    if not right:
+        raise IntegrityError(
+            f"{path}: {key} holds {type(value).__name__} values it cannot have.", "The file is damaged."
+        )
 
 
 class _Cursor:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from aicc.compiler.importers.gguf_file import GgufFile
 from aicc.compiler.importers.mobius_graph import check_limits, make_config
 from aicc.runtime.errors import IntegrityError, UnsupportedError
@@ -114,9 +116,13 @@ def find_architecture(file: GgufFile) -> tuple[str, Architecture]:
             "Use the model's Hugging Face folder instead.",
         )
     for key, what in _REFUSED.items():
-        if file.metadata.get(f"{name}.{key}", 0) or file.metadata.get(key, 0):
+        if not (_is_zero(file.metadata.get(f"{name}.{key}", 0)) and _is_zero(file.metadata.get(key, 0))):
             raise UnsupportedError(f"{file.path} {what}, which is not supported here.")
     return name, row
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int) and value == 0
 
 
 def hf_config(file: GgufFile, arch: str, row: Architecture) -> Any:
@@ -135,7 +141,7 @@ def hf_config(file: GgufFile, arch: str, row: Architecture) -> Any:
     fields.setdefault("head_dim", fields["hidden_size"] // fields["num_attention_heads"])
     heads, kv_heads = fields["num_attention_heads"], fields["num_key_value_heads"]
     head_dim, value_dim = fields["head_dim"], file.metadata.get(f"{arch}.attention.value_length", fields["head_dim"])
-    if heads % kv_heads or head_dim < 1 or value_dim != head_dim:
+    if heads % kv_heads or head_dim < 1 or not isinstance(value_dim, int) or value_dim != head_dim:
         raise IntegrityError(
             f"{file.path}: {heads} heads, {kv_heads} key-value heads of {head_dim} and {value_dim} values "
             "do not fit together.",
@@ -155,8 +161,8 @@ def _sizes(file: GgufFile, arch: str) -> dict[str, Any]:
         value = file.metadata.get(f"{arch}.{key}")
         if value is None and required:
             raise IntegrityError(f"{file.path} has no {arch}.{key}.", "Convert the model again.")
-        if hasattr(value, "__len__") and not isinstance(value, str):  # some converters write one value a layer
-            if len(set(value)) != 1:
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iu":  # some converters write one value a layer
+            if len(set(value.tolist())) != 1:
                 raise UnsupportedError(
                     f"{file.path}: {arch}.{key} differs from layer to layer, which is not supported here."
                 )

@@ -133,7 +133,6 @@ def test_rules_not_known_here_are_refused(values: dict) -> None:
     "values",
     [
         {"tokens": []},
-        {"tokens": 3},
         {"token_type": np.array([1])},
         {"merges": None},
         {"merges": ["abc"]},

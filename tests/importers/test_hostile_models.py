@@ -168,6 +168,32 @@ def test_a_version_not_known_is_refused(gguf_bytes: bytes, tmp_path: Path) -> No
         import_gguf(tmp_path / "m.gguf", gguf_bytes[:4] + struct.pack("<I", 9) + gguf_bytes[8:])
 
 
+WRONG_VALUES = {  # as GGUF writes them
+    "number": struct.pack("<Ii", 5, -7),
+    "text": struct.pack("<IQ", 8, 2) + b"no",
+    "lists": struct.pack("<IIQIQii", 9, 9, 1, 5, 2, 1, 2),
+    "texts": struct.pack("<IIQQ", 9, 8, 2, 1) + b"a" + struct.pack("<Q", 1) + b"b",
+    "numbers": struct.pack("<IIQff", 9, 6, 2, 1.0, float("nan")),
+}
+KEYS = ["general.architecture", "llama.expert_count", "llama.block_count", "llama.attention.value_length"]
+KEYS += ["llama.rope.scaling.type", "llama.rope.dimension_count", "llama.rope.freq_base", "tokenizer.ggml.model"]
+KEYS += ["tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.token_type"]
+KEYS += ["tokenizer.ggml.scores", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.add_bos_token"]
+KEYS += ["tokenizer.chat_template", "general.alignment", "general.license"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("kind", WRONG_VALUES)
+def test_a_key_with_any_kind_of_value_is_read_or_refused(
+    gguf_bytes: bytes, tmp_path: Path, key: str, kind: str
+) -> None:
+    renamed = gguf_bytes.replace(key.encode(), key.encode()[:-1] + b"?")  # takes the key's own value out of the way
+    count = struct.unpack("<Q", renamed[16:24])[0] + 1
+    entry = struct.pack("<Q", len(key)) + key.encode() + WRONG_VALUES[kind]
+    content = renamed[:16] + struct.pack("<Q", count) + entry + renamed[24:] + bytes(64)  # data may move by as much
+    assert names_or_none(refusal(lambda: import_gguf(tmp_path / "m.gguf", content)), tmp_path / "m.gguf")
+
+
 @FUZZ
 @given(st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=4))
 def test_any_changed_header_bytes_are_read_or_refused(gguf_bytes: bytes, tmp_path: Path, changes: list) -> None:
