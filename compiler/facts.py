@@ -8,6 +8,9 @@ from typing import get_args
 
 import onnx_ir as ir
 
+from aicc.compiler.coverage import PREPARES
+from aicc.compiler.graph_file import INLINE_BYTES
+from aicc.compiler.quantization.blockwise import match_blockwise
 from aicc.compiler.report import LayerRecord
 from aicc.runtime.artifact import LlmFacts, Signature, TensorSpec
 from aicc.runtime.errors import UnsupportedError
@@ -15,6 +18,9 @@ from aicc.runtime.manifest import DtypeName
 from aicc.runtime.target import Target
 
 _BYTES = {"float32": 4, "float16": 2, "uint8": 1}
+_SMALL_BYTES = 16_384  # weights without a layer's number in their name are told apart from here on
+_BATCH_TOKENS = 512  # tokens a symbolic dimension is taken to have, as in one chunk of a prefill
+_LIVE_TENSORS = 4  # intermediate tensors of the largest size alive at the same time
 _SCALE_BYTES = 8  # scale and zero point of a quantised cache row, float32 each
 
 
@@ -54,15 +60,26 @@ def _dtype_name(dtype: ir.DataType) -> str:
     return str(dtype.numpy())
 
 
-def kv_bytes_per_token(llm: LlmFacts, target: Target, dtype: str | None = None) -> int:
+def kv_dtype(model: ir.Model, target: Target) -> str:
+    """Type of the KV cache: the target's first choice, but full precision for full-precision weights.
+
+    Args:
+        model: The quantised graph.
+        target: Its KV types.
+    """
+    quantised = any(match_blockwise(node.outputs[0]) for node in model.graph)
+    if not quantised and "float32" in target.kv_dtypes:
+        return "float32"
+    return target.kv_dtypes[0]
+
+
+def kv_bytes_per_token(llm: LlmFacts, dtype: str) -> int:
     """Bytes each cached token takes over all layers, keys and values.
 
     Args:
         llm: Layers, KV heads and head size.
-        target: Its first KV type is taken unless another is given.
-        dtype: Type of the cache.
+        dtype: Type of the cache, see :func:`kv_dtype`.
     """
-    dtype = dtype or (target.kv_dtypes[0] if target.kv_dtypes else "float32")
     row = llm.head_dim * _BYTES[dtype] + (_SCALE_BYTES if dtype == "uint8" else 0)
     return 2 * llm.layers * llm.kv_heads * row
 
@@ -74,18 +91,49 @@ def weight_layers(model: ir.Model) -> list[LayerRecord]:
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
             continue
-        layer = _layer_of(name)
+        layer = _layer_of(name, value.const_value.nbytes)
         sizes[layer] += value.const_value.nbytes
-        if len(value.const_value.shape) == 2 and not name.endswith((".scales", ".zero_points")):
+        if len(value.const_value.shape) > 1 and not name.endswith((".scales", ".zero_points", ".minimum")):
             formats[layer].add(value.const_value.dtype.numpy().name)
     return [LayerRecord(name, size, ", ".join(sorted(formats[name])) or "float32") for name, size in sizes.items()]
 
 
-def _layer_of(name: str) -> str:
-    """``layers.3`` for anything in block 3, else the name's first telling part."""
+def _layer_of(name: str, size: int) -> str:
+    """``layers.3`` for anything in block 3, else the name's first telling part; ``other`` for what is small."""
     if block := re.search(r"(?:layers?|h|blocks?)\.(\d+)\.", name):
         return f"layers.{block.group(1)}"
     for part in ("embed", "lm_head", "norm", "rotary"):
         if part in name:
             return {"embed": "embeddings", "lm_head": "lm_head", "norm": "norms", "rotary": "rotary"}[part]
-    return "other"
+    return re.split(r"[./]", name.strip("./"))[0] if size >= _SMALL_BYTES else "other"
+
+
+def activation_bytes(model: ir.Model) -> int:
+    """A few of the largest intermediate tensors, symbolic dimensions at one chunk of tokens.
+
+    The first dimension, which is the batch where it is symbolic, counts once. Decompressed weights
+    are no intermediates: targets multiply with the stored form.
+    """
+    largest = 0
+    outputs = set(model.graph.outputs)
+    for node in model.graph.all_nodes():
+        if node.op_type in PREPARES and any(_is_weight(value) for value in node.inputs):
+            continue
+        for value in node.outputs:
+            if value.shape is None or value.dtype is None or value in outputs:
+                continue
+            size = value.dtype.itemsize
+            for axis, dim in enumerate(value.shape):
+                size *= dim if isinstance(dim, int) else 1 if axis == 0 else _BATCH_TOKENS
+            largest = max(largest, int(size))
+    return _LIVE_TENSORS * largest
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    """Whether a value is a weight or one on its way to be decompressed."""
+    if value is None:
+        return False
+    if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES:
+        return True
+    producer = value.producer()
+    return producer is not None and producer.op_type in PREPARES and _is_weight(producer.inputs[0])

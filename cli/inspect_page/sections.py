@@ -21,9 +21,9 @@ def header(document: InspectDocument) -> Html:
     licence = f", licence {manifest.source.licence}" if manifest.source.licence else ""
     lead = h(
         "p",
-        f"A {kind}, compiled for {targets} with weights as {manifest.quantization}, made from ",
+        f"A {kind}, compiled for {targets} from ",
         h("code", manifest.source.name),
-        f" ({manifest.source.kind}{licence}).",
+        f" ({manifest.source.kind}{licence}). Weights: {manifest.quantization}.",
         _class="lead",
     )
     tiles = [("On disk", human_bytes(document.bytes), f"{len(manifest.files)} files")]
