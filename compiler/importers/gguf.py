@@ -22,7 +22,7 @@ from aicc.compiler.importers.gguf_file import GgufFile, GgufTensor, read_gguf
 from aicc.compiler.importers.gguf_models import Architecture, find_architecture, hf_config, hf_name
 from aicc.compiler.importers.gguf_tokenizer import end_token_ids, token_id, tokenizer_json
 from aicc.compiler.importers.lazy import LazyWeight, row_selection
-from aicc.compiler.importers.mobius_graph import BuiltGraph, bind_weights, build_graph
+from aicc.compiler.importers.mobius_graph import NO_END, BuiltGraph, bind_weights, build_graph
 from aicc.compiler.quantization.blockwise import add_blockwise
 from aicc.runtime.artifact import LlmFacts, SourceInfo
 from aicc.runtime.errors import IntegrityError, UnsupportedError
@@ -51,13 +51,16 @@ def import_model(source: Source) -> ImportedModel:
             built, _float_values(file.tensors[_ROPE_FACTORS]), config.rope_parameters["rope_theta"], where
         )
     notes += [f"{count} matrices keep their {kind} integers" for kind, count in kept.items()]
+    facts = _facts(file, built)
+    if not facts.eos_token_ids:
+        notes.append(NO_END)
     return ImportedModel(
         graph=built.model,
         kind="decoder",
         info=SourceInfo(
             source.name, "gguf", "", source.revision, source.licence or file.metadata.get("general.license", "")
         ),
-        llm=_facts(file, built),
+        llm=facts,
         tokenizer_json=tokenizer_json(file.metadata, where),
         chat_template=file.metadata.get("tokenizer.chat_template"),
         tokenizer_config=_special_tokens(file),

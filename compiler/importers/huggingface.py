@@ -12,6 +12,7 @@ from aicc.compiler.importers.corrections import position_offset
 from aicc.compiler.importers.files import read_json, read_text, read_tokenizer
 from aicc.compiler.importers.mobius_graph import (
     LIMITS,
+    NO_END,
     BuiltGraph,
     bind_weights,
     build_graph,
@@ -53,12 +54,15 @@ def import_model(source: Source) -> ImportedModel:
     tokenizer = read_tokenizer(folder)
     tokenizer_config = _optional_json(folder / "tokenizer_config.json")
     decoder = config.model_type in DECODERS
+    facts = _facts(raw, folder, built, tokenizer) if decoder else None
     notes += _pooling_notes(folder)
+    if facts is not None and not facts.eos_token_ids:
+        notes.append(NO_END)
     return ImportedModel(
         graph=built.model,
         kind="decoder" if decoder else "tensors",
         info=SourceInfo(source.name, "huggingface", "", source.revision, source.licence),
-        llm=_facts(raw, folder, built, tokenizer) if decoder else None,
+        llm=facts,
         tokenizer_json=tokenizer,
         chat_template=_chat_template(folder, tokenizer_config),
         tokenizer_config=_special_tokens(tokenizer_config),

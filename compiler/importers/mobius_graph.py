@@ -40,6 +40,8 @@ LIMITS: dict[str, int] = {
     "sliding_window": 1 << 24,
 }
 
+NO_END = "the model names no token that ends a text: generation stops at the number of tokens asked for"
+
 Blockwise = Callable[[ir.Graph, str, torch.Tensor], ir.Value | None]
 
 

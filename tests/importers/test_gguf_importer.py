@@ -164,6 +164,11 @@ def test_smollm_logits_are_the_references(smollm: ImportedModel, tmp_path: Path)
         assert found.argmax() == expected.argmax()
 
 
+def test_a_model_without_an_end_says_so(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", make_decoder("llama", **SIZES), "llama")
+    assert any("no token that ends a text" in note for note in imported_from(path).notes)
+
+
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="asks Linux which pages of the file are resident")
 def test_importing_reads_the_header_and_no_weight() -> None:
     path = pull("smollm2-135m")
