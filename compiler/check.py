@@ -10,10 +10,9 @@ from __future__ import annotations
 import importlib
 
 import msgspec
-import onnx_ir as ir
 
-from aicc.compiler.coverage import weight_bytes_per_token
-from aicc.compiler.facts import kv_bytes_per_token, weight_layers
+from aicc.compiler.coverage import refused_operators, weight_bytes_per_token
+from aicc.compiler.facts import activation_bytes, kv_bytes_per_token, kv_dtype, weight_layers
 from aicc.compiler.importers import ImportedModel, Source, import_model
 from aicc.compiler.lowering import Refusal
 from aicc.compiler.optimize import optimize
@@ -21,11 +20,7 @@ from aicc.compiler.quantization.policy import Quant, quantize
 from aicc.runtime import machine
 from aicc.runtime.target import Target
 
-BATCH_TOKENS = 512  # tokens a symbolic dimension is taken to have, as in one chunk of a prefill
-LIVE_TENSORS = 4  # intermediate tensors of the largest size alive at the same time
 RUNTIME_BYTES = 150_000_000  # the process itself: Python, numpy and the vendor's runtime
-_DOMAINS = ("", "ai.onnx", "com.microsoft")
-_THROUGH = ("DequantizeLinear", "Cast", "Reshape", "Add", "Transpose")  # between a stored weight and its use
 
 
 class CheckReport(msgspec.Struct):
@@ -91,9 +86,9 @@ def check_model(
     graph, llm = imported.graph, imported.llm
     refused = _refused(imported, target)
     weight_bytes = sum(layer.bytes for layer in weight_layers(graph))
-    kv_bytes = kv_bytes_per_token(llm, target) if llm and target.kv_dtypes else 0
+    kv_bytes = kv_bytes_per_token(llm, kv_dtype(graph, target)) if llm and target.kv_dtypes else 0
     context = llm.context_length if llm else 0
-    activations = _activation_bytes(graph)
+    activations = activation_bytes(graph)
     needed = RUNTIME_BYTES + weight_bytes + kv_bytes * context + activations
     available = machine.memory().available if target.memory_bytes is None else target.memory_bytes
     return CheckReport(
@@ -120,48 +115,9 @@ def _refused(imported: ImportedModel, target: Target) -> list[Refusal]:
     """What the target's rules, ONNX itself and the target's lowering refuse, in that order."""
     if imported.kind == "decoder" and not target.kv_dtypes:
         return [Refusal("", "Attention", f"{target.name} has no KV cache, so it cannot run a decoder")]
-    known = {key[:2] for key in imported.graph.functions}
-    refused = []
-    for node in imported.graph.graph.all_nodes():
-        name = node.name or str(node.outputs[0].name)
-        operator = f"{node.domain}.{node.op_type}".removeprefix(".")
-        if target.op_rules.get(node.op_type) == "refuse":
-            refused.append(Refusal(name, operator, f"{target.name} has no kernel for it"))
-        elif node.domain not in _DOMAINS and (node.domain, node.op_type) not in known:
-            refused.append(Refusal(name, operator, f"nothing defines the operators of {node.domain}"))
+    refused = refused_operators(imported.graph, target)
     if refused or target.lowering is None:
         return refused
     module = importlib.import_module(target.lowering.partition(":")[0])
     asked = getattr(module, "refusals", None)
     return asked(imported, target) if asked is not None else []
-
-
-def _activation_bytes(model: ir.Model) -> int:
-    """A few of the largest intermediate tensors, symbolic dimensions at one chunk of tokens.
-
-    The first dimension, which is the batch where it is symbolic, counts once. Decompressed weights
-    are no intermediates: targets multiply with the stored form.
-    """
-    largest = 0
-    outputs = set(model.graph.outputs)
-    for node in model.graph.all_nodes():
-        if node.op_type in _THROUGH and any(_is_weight(value) for value in node.inputs):
-            continue
-        for value in node.outputs:
-            if value.shape is None or value.dtype is None or value in outputs:
-                continue
-            size = value.dtype.itemsize
-            for axis, dim in enumerate(value.shape):
-                size *= dim if isinstance(dim, int) else 1 if axis == 0 else BATCH_TOKENS
-            largest = max(largest, int(size))
-    return LIVE_TENSORS * largest
-
-
-def _is_weight(value: ir.Value | None) -> bool:
-    """Whether a value is a weight or one on its way to be decompressed."""
-    if value is None:
-        return False
-    if value.const_value is not None and value.const_value.nbytes > 1024:
-        return True
-    producer = value.producer()
-    return producer is not None and producer.op_type in _THROUGH and _is_weight(producer.inputs[0])

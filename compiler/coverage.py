@@ -6,23 +6,39 @@ from collections import Counter
 
 import onnx_ir as ir
 
+from aicc.compiler.lowering import Refusal
 from aicc.compiler.report import OpCoverage
 from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
 
+_DOMAINS = ("", "ai.onnx", "com.microsoft")
 # Between a stored weight and the operator that uses its values.
-_PREPARES = {"Add", "Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose"}
+PREPARES = {"Add", "Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose"}
+
+
+def refused_operators(model: ir.Model, target: Target) -> list[Refusal]:
+    """Nodes the target's rules refuse, and nodes of domains nothing defines."""
+    defined = {key[:2] for key in model.functions}
+    found = []
+    for node in model.graph.all_nodes():
+        operator = f"{node.domain}.{node.op_type}".removeprefix(".")
+        name = node.name or str(node.outputs[0].name)
+        if target.op_rules.get(node.op_type) == "refuse":
+            found.append(Refusal(name, operator, f"{target.name} has no kernel for it"))
+        elif node.domain not in _DOMAINS and (node.domain, node.op_type) not in defined:
+            found.append(Refusal(name, operator, f"nothing defines the operators of {node.domain}"))
+    return found
 
 
 def refuse_operators(model: ir.Model, target: Target) -> None:
-    """Refuse the graph if the target's rules refuse an operator in it.
+    """Refuse the graph if there is an operator in it that cannot be run.
 
     Raises:
         UnsupportedError: Names the first nodes.
     """
-    refused = [node for node in model.graph.all_nodes() if target.op_rules.get(node.op_type) == "refuse"]
+    refused = refused_operators(model, target)
     if refused:
-        named = ", ".join(f"{node.op_type} ({node.name or node.outputs[0].name})" for node in refused[:5])
+        named = ", ".join(f"{r.op} ({r.node}): {r.reason}" for r in refused[:5])
         raise UnsupportedError(
             f"{target.name} cannot run {len(refused)} node(s) of this graph: {named}.", "Compile for another target."
         )
@@ -48,6 +64,6 @@ def weight_bytes_per_token(model: ir.Model) -> int:
 def _is_multiplied(value: ir.Value) -> bool:
     """Whether more than a gather of rows uses a weight."""
     users = [use.node for use in value.uses()]
-    prepared = [node for node in users if node.op_type in _PREPARES]
-    used = any(node.op_type != "Gather" and node.op_type not in _PREPARES for node in users)
+    prepared = [node for node in users if node.op_type in PREPARES]
+    used = any(node.op_type != "Gather" and node.op_type not in PREPARES for node in users)
     return used or any(_is_multiplied(node.outputs[0]) for node in prepared)

@@ -62,7 +62,6 @@ class LoweredVariant:
         coverage: Where each operator's nodes went.
         passes: The target's own passes, for the report.
         weight_bytes_per_token: Weights read to decode one token; 0 for tensor models.
-        activation_bytes: Predicted memory for intermediate tensors.
     """
 
     files: list[str]
@@ -71,4 +70,3 @@ class LoweredVariant:
     coverage: list[OpCoverage] = field(default_factory=list)
     passes: list[PassRecord] = field(default_factory=list)
     weight_bytes_per_token: int = 0
-    activation_bytes: int = 0

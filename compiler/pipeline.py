@@ -13,7 +13,7 @@ import msgspec
 import onnx_ir as ir
 
 from aicc.compiler.evaluate import measure_quality
-from aicc.compiler.facts import graph_signatures, kv_bytes_per_token, weight_layers
+from aicc.compiler.facts import activation_bytes, graph_signatures, kv_bytes_per_token, kv_dtype, weight_layers
 from aicc.compiler.importers import ImportedModel, Source, import_model
 from aicc.compiler.lowering import LoweredVariant
 from aicc.compiler.optimize import optimize
@@ -31,7 +31,7 @@ from aicc.runtime.session import load_artifact
 from aicc.runtime.target import Target, find_target, load_object
 
 PHASES = ("import", "optimize", "quantize", "lower", "package")
-_PRODUCERS = ("aicc", "onnx-ir", "onnxscript", "mobius-onnx", "openvino")
+_PRODUCERS = ("aicc", "onnx", "onnx-ir", "onnxscript", "mobius-onnx")
 Progress = Callable[[str, str], None]
 
 
@@ -54,11 +54,11 @@ def compile_model(
     Args:
         source: What ``aicc compile`` takes: a name, hub id, folder or file, or a resolved source.
         target: ``family:variant``, or a target.
-        output: The artifact to make; may be None when ``stop_after`` comes before packaging.
+        output: The artifact to make; may be None when ``stop_after`` comes before lowering.
         quant: Weight format; see :mod:`aicc.compiler.quantization.policy`.
         group_size: Values that share a scale, for int8 and int4.
         importer: ``auto``, ``mobius`` or ``optimum``.
-        dump_graph: Folder that gets the graph as ONNX text after each phase, weights left out.
+        dump_graph: Folder that gets the graph as text after each phase, weights left out.
         stop_after: Last phase to run.
         measure: Whether to measure a decoder's quality against its source.
         max_kl: Refuse an artifact whose mean KL divergence is above this.
@@ -84,7 +84,7 @@ def compile_model(
 
     with _phase(report, "import", progress, f"reading {source if isinstance(source, str) else source.name}"):
         imported = import_model(resolve(source) if isinstance(source, str) else source, importer)
-        report.notes += imported.notes
+        report.notes = imported.notes  # later phases add to them
         if imported.chat_template is not None:
             report.notes += check_template(imported.chat_template, imported.tokenizer_config)
     if finished("import", imported):
@@ -142,17 +142,17 @@ def _manifest(
     llm = imported.llm
     return Manifest(
         format=Format(0, 0),  # filled in by the writer, like the files
-        name=re.sub(r"[^a-z0-9.]+", "-", Path(imported.info.name).name.lower()).strip("-"),
+        name=re.sub(r"[^a-z0-9.]+", "-", Path(imported.info.name).name.lower()).strip("-.") or "model",
         kind=imported.kind,
-        producer={p: metadata.version(p) for p in _PRODUCERS},
+        producer={p: metadata.version(p) for p in _PRODUCERS} | lowered.requires,
         source=imported.info,
         quantization=report.quantization,
         signatures=graph_signatures(imported.graph),
         variants=(Variant(name, target.name, tuple(lowered.files), lowered.requires, lowered.options),),
         memory=MemoryFacts(
             weight_bytes=sum(layer.bytes for layer in report.layers),
-            kv_bytes_per_token=kv_bytes_per_token(llm, target) if llm else 0,
-            activation_bytes=lowered.activation_bytes,
+            kv_bytes_per_token=kv_bytes_per_token(llm, kv_dtype(imported.graph, target)) if llm else 0,
+            activation_bytes=activation_bytes(imported.graph),
         ),
         files=(),
         llm=llm and msgspec.structs.replace(llm, weight_bytes_per_token=lowered.weight_bytes_per_token),
@@ -172,12 +172,10 @@ def _measured(
     Raises:
         QualityError: The mean KL divergence is above what was allowed, or cannot be measured and was limited.
     """
-    assert target.provider is not None
-    compatibility = load_object(target.provider)().compatibility(staged.variant())
-    if compatibility.fit in (Fit.UNSUPPORTED, Fit.RECOMPILE):
-        report.notes.append(f"quality was not measured: {compatibility.reason}")
+    if reason := _not_measurable(staged, imported, target):
+        report.notes.append(f"quality was not measured: {reason}")
         if max_kl is not None:
-            raise QualityError("quality cannot be measured on this machine.", compatibility.reason)
+            raise QualityError(f"quality cannot be measured: {reason}.", "Compile without a limit on it.")
         return manifest
     with load_artifact(staged, LoadOptions(kv_tokens=min(imported.llm.context_length, 1024))) as model:
         assert isinstance(model, Model)
@@ -190,7 +188,17 @@ def _measured(
     return msgspec.structs.replace(manifest, quality=report.quality)
 
 
+def _not_measurable(staged: Artifact, imported: ImportedModel, target: Target) -> str:
+    """Why the quality of an artifact cannot be measured here; empty if it can."""
+    if imported.tokenizer_json is None:
+        return "the model has no tokenizer to read a text with"
+    if target.provider is None:
+        return f"{target.name} runs outside aicc"
+    compatibility = load_object(target.provider)().compatibility(staged.variant())
+    return compatibility.reason if compatibility.fit in (Fit.UNSUPPORTED, Fit.RECOMPILE) else ""
+
+
 def _dump(model: ir.Model, folder: Path, index: int, phase: str) -> None:
-    """Write the graph as ONNX text, without weights, for people to read and diff."""
+    """Write the graph as text, without weights, for people to read and diff."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{index}-{phase}.txt").write_text(str(model.graph))

@@ -19,6 +19,8 @@ class PassRecord(msgspec.Struct):
 
 
 class PhaseRecord(msgspec.Struct):
+    """How long one phase took, and what its passes did."""
+
     name: str  # import | optimize | quantize | lower | package
     seconds: float
     peak_rss_bytes: int  # of the process so far, at the end of the phase
@@ -44,6 +46,8 @@ class LayerRecord(msgspec.Struct):
 
 
 class CompileReport(msgspec.Struct):
+    """Everything that is known of a compile; volatile figures go to ``timings.json``."""
+
     target: str
     quantization: str
     phases: list[PhaseRecord] = []

@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from aicc.runtime.errors import UnsupportedError
 
+_HIDDEN = -1e4  # an additive mask below this hides the key: exp of it is 0 in every float type
 _ROWS = 4  # query positions that are looked at, the last ones of the context
 
 
@@ -46,12 +47,12 @@ def attention_visibility(model: ir.Model, context_length: int) -> dict[str, Visi
         mask = node.inputs[3] if len(node.inputs) > 3 else None
         key = id(mask)
         if key not in masks:
-            masks[key] = None if mask is None else _probe(model, mask, context_length)
+            masks[key] = None if mask is None else _probe(model, mask, context_length, node)
         found[node.name] = _read(node, masks[key], context_length)
     return found
 
 
-def _probe(model: ir.Model, mask: ir.Value, context_length: int) -> np.ndarray:
+def _probe(model: ir.Model, mask: ir.Value, context_length: int, node: ir.Node) -> np.ndarray:
     """The mask's value for the last rows of a full context, as booleans ``[rows, context]``."""
     sources = [v for v in model.graph.inputs if v.name in ("input_ids", "attention_mask", "position_ids")]
     subgraph = ir.convenience.extract(model.graph, sources, [mask])
@@ -64,8 +65,14 @@ def _probe(model: ir.Model, mask: ir.Value, context_length: int) -> np.ndarray:
     }
     used = {v.name for v in subgraph.inputs}
     (value,) = ReferenceEvaluator(proto).run(None, {k: v for k, v in feeds.items() if k in used})
-    allowed = value if value.dtype == np.bool_ else value > np.finfo(np.float32).min / 2
-    return np.broadcast_to(allowed, (*allowed.shape[:-2], _ROWS, context_length)).reshape(-1, _ROWS, context_length)[0]
+    allowed = value if value.dtype == np.bool_ else value == 0
+    heads = np.broadcast_to(allowed, (*allowed.shape[:-2], _ROWS, context_length)).reshape(-1, _ROWS, context_length)
+    if (value.dtype != np.bool_ and ((value != 0) & (value > _HIDDEN)).any()) or (heads != heads[0]).any():
+        raise UnsupportedError(
+            f"node {node.name} adds a bias to its attention scores, or masks its heads differently.",
+            "Compile for a target that keeps the Attention operator, such as reference.",
+        )
+    return heads[0]
 
 
 def _read(node: ir.Node, allowed: np.ndarray | None, context_length: int) -> Visibility:
@@ -91,5 +98,7 @@ def _read(node: ir.Node, allowed: np.ndarray | None, context_length: int) -> Vis
     if len(windows) > 1:  # a window about as long as the context: the first row still sees everything
         windows.discard(0)
     if len(windows) != 1:
-        raise UnsupportedError(f"node {node.name} has an attention window that varies by position.", "")
+        raise UnsupportedError(
+            f"node {node.name} has an attention window that varies by position.", "Compile for --target reference."
+        )
     return Visibility(windows.pop())

@@ -58,8 +58,8 @@ def quantize(imported: ImportedModel, target: Target, quant: Quant, group_size: 
         raise UsageError(
             f"a group size of {group_size} makes no sense with --quant {quant}.", "Use it with int8 or int4."
         )
-    bits = {"int4": 4, "int8": 8, "auto": 8}.get(quant)
-    if bits and quant != "auto" and not any(f.bits == bits for f in target.weight_formats):
+    bits = {"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}.get(quant)
+    if bits and not any(f.bits == bits for f in target.weight_formats):
         raise UsageError(f"{target.name} has no {quant} weights.", "See `aicc targets --json` for its formats.")
     described: Counter[str] = Counter()
     for use in find_weights(imported.graph):
@@ -119,7 +119,7 @@ def _convert(imported: ImportedModel, use: WeightUse, target: Target, quant: Qua
     wanted = kept is not None and (quant == "auto" or kept.bits <= bits) and group_size in (None, kept.group_size)
     if wanted and target.accepts_weight(kept.bits, _row_as_zero(kept), kept.offset):
         return f"{kept.values.dtype.numpy().name} group {kept.group_size}{_table(use)}"
-    return _to_integers(imported.graph.graph, use, bits, group_size)
+    return _to_integers(imported, use, target, bits, group_size)
 
 
 def _to_float(graph: ir.Graph, use: WeightUse, dtype: ir.DataType) -> str:
@@ -144,10 +144,19 @@ def _to_float(graph: ir.Graph, use: WeightUse, dtype: ir.DataType) -> str:
     return f"{dtype.numpy().name}{_table(use)}"
 
 
-def _to_integers(graph: ir.Graph, use: WeightUse, bits: int, group_size: int | None) -> str:
+def _to_integers(imported: ImportedModel, use: WeightUse, target: Target, bits: int, group_size: int | None) -> str:
+    graph = imported.graph.graph
     read, shape = _reader(use)
     asked = group_size or (DEFAULT_INT4_GROUP if bits == 4 else shape[1])
     group = asked if shape[1] % asked == 0 else _divisor(shape[1], asked)
+    if group != asked:
+        imported.notes.append(f"{use.value.name}: rows of {shape[1]} do not divide by {asked}, so the group is {group}")
+    if not target.accepts_weight(bits, 0 if group == shape[1] else group, "integer" if bits == 4 else "none"):
+        sizes = sorted({size for f in target.weight_formats if f.bits == bits for size in f.group_sizes})
+        raise UsageError(
+            f"{target.name} does not multiply with int{bits} weights in groups of {group}.",
+            f"Its group sizes are {', '.join(map(str, sizes))} (0 is a whole row).",
+        )
     tensors = lazy_quantized(read, shape, bits, group)
     name = f"{use.value.name}.int{bits}"
     new = add_blockwise(graph, name, tensors.values, tensors.scales, group, zero_points=tensors.zero_points)

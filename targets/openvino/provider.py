@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from aicc.runtime.artifact import WEIGHTS_PATH
 from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UsageError
+from aicc.runtime.manifest import decode_json
 from aicc.runtime.provider import (
     Array,
     Compatibility,
@@ -25,6 +25,7 @@ from aicc.runtime.provider import (
     TokenBatch,
 )
 from aicc.runtime.target import find_target
+from aicc.targets.openvino.layout import DECODER_FILE, GRAPH_FILE, STAND_IN, AttentionLayer, DecoderLayout
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -77,13 +78,14 @@ class OpenVINOProvider:
         if options.threads is not None:
             config["INFERENCE_NUM_THREADS"] = options.threads
         folder = f"variants/{variant.name}"
-        graph = artifact.file(f"{folder}/model.xml")
+        graph = artifact.file(f"{folder}/{GRAPH_FILE}")
         try:
             weights = MappedWeights(artifact.file(WEIGHTS_PATH) if artifact.has(WEIGHTS_PATH) else None)
             model = core.read_model(graph.read_bytes(), weights.tensor)
             if artifact.manifest.kind == "decoder":
-                layers = _decoder_layers(artifact.file(f"{folder}/decoder.json"))
-                model = _with_paged_attention(model, layers)
+                path = artifact.file(f"{folder}/{DECODER_FILE}")
+                layout = decode_json(path.read_bytes(), path, DecoderLayout)
+                model = _with_paged_attention(model, layout.layers)
                 compiled = core.compile_model(model, device, config)
                 llm = artifact.manifest.llm
                 assert llm is not None
@@ -136,11 +138,12 @@ class MappedWeights:
 
 
 class Tensors:
-    """A model of named arrays."""
+    """A model of named arrays. Threads take turns: there is one infer request."""
 
     def __init__(self, compiled: ov.CompiledModel, signatures: Mapping[str, Signature], weights: MappedWeights) -> None:
         self._compiled: ov.CompiledModel | None = compiled
-        self._request = compiled.create_infer_request()
+        self._request: ov.InferRequest | None = compiled.create_infer_request()
+        self._lock = threading.Lock()
         self._inputs = {name for port in compiled.inputs for name in port.get_names()}
         self._signatures = signatures
         self._weights = weights
@@ -158,25 +161,36 @@ class Tensors:
         return self._device
 
     def run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; outputs are copies."""
+        """Run once; outputs are copies.
+
+        Raises:
+            UsageError: OpenVINO cannot compute with these inputs, or the model was closed.
+        """
         # An input that cannot change the result (the empty axes of a reduction) is not one of OpenVINO's.
         used = {name: array for name, array in inputs.items() if name in self._inputs}
-        try:
-            with self._packing():
-                results = self._request.infer(used, share_inputs=True, share_outputs=True)
-        except RuntimeError as error:
-            raise UsageError(f"{self._device} cannot run the model on these inputs: {_last_line(error)}") from error
-        names = [t.name for t in self._signatures[signature].outputs]
-        return {name: np.array(results[name]) for name in names}
+        with self._lock:
+            request = self._open_request()
+            try:
+                with self._packing():
+                    results = request.infer(used, share_inputs=True, share_outputs=True)
+            except RuntimeError as error:
+                raise UsageError(f"{self._device} cannot run the model on these inputs: {_last_line(error)}") from error
+            return {t.name: np.array(results[t.name]) for t in self._signatures[signature].outputs}
+
+    def _open_request(self) -> ov.InferRequest:
+        if self._request is None:
+            raise UsageError("the model was closed.", "Load it again.")
+        return self._request
 
     def _packing(self) -> AbstractContextManager[None]:
         first, self._packed = not self._packed, True
         return self._weights.given_back() if first else nullcontext()
 
     def close(self) -> None:
-        """Release the compiled model."""
-        self._request = None
-        self._compiled = None
+        """Release the compiled model, after what is running."""
+        with self._lock:
+            self._request = None
+            self._compiled = None
 
 
 class Decoder(Tensors):
@@ -194,11 +208,13 @@ class Decoder(Tensors):
 
         self._ov = ov
         caches = [i for i in compiled.inputs if "_cache." in i.get_any_name()]
-        self._page_size = _tokens_per_page(caches[0])
+        # A key cache may have rows for scales beside the tokens'; a value cache has one row a token.
+        values = next(i for i in caches if i.get_any_name() == "value_cache.0")
+        self._page_size = int(values.get_partial_shape()[2].get_length())
         self._page_count = -(-kv_tokens // self._page_size)
         self._memory = {i.get_any_name(): _allocate(i, self._page_count) for i in caches}
         for name, tensor in self._memory.items():
-            self._request.set_tensor(name, tensor)
+            self._open_request().set_tensor(name, tensor)
 
     @property
     def page_size(self) -> int:
@@ -230,7 +246,7 @@ class Decoder(Tensors):
             "max_context_len": np.array((batch.past + lengths).max(), dtype=np.int32),
             "logit_rows": batch.logit_rows,
         }
-        request, tensor = self._request, self._ov.Tensor
+        request, tensor = self._open_request(), self._ov.Tensor
         for name, array in tensors.items():
             request.set_tensor(name, tensor(array, shared_memory=True))
         with self._packing():
@@ -244,7 +260,7 @@ class Decoder(Tensors):
         self._memory = {}
 
 
-def _with_paged_attention(model: ov.Model, layers: list[dict[str, Any]]) -> ov.Model:
+def _with_paged_attention(model: ov.Model, layers: tuple[AttentionLayer, ...]) -> ov.Model:
     """Replace each attention stand-in by the paged-attention operator, which has no stored form."""
     import openvino as ov
     from openvino import opset13 as op
@@ -269,38 +285,24 @@ def _with_paged_attention(model: ov.Model, layers: list[dict[str, Any]]) -> ov.M
     unused += [zero, no_int, no_int, no_int, no_int, empty(np.uint8), no_int]
     caches: list[ov.op.Parameter] = []
     for index, layer in enumerate(layers):
-        stand_in = nodes.get(f"attention.{index}")
-        if stand_in is None:
-            raise IntegrityError(f"the stored graph has no attention.{index}.", "Compile the model again.")
-        query, key, value = stand_in.input_value(0).get_node().input_values()
+        stand_in = nodes.get(STAND_IN.format(index))
+        parts = stand_in.input_value(0).get_node().input_values() if stand_in is not None else []
+        if stand_in is None or len(parts) != 3:
+            raise IntegrityError(f"the stored graph has no {STAND_IN.format(index)}.", "Compile the model again.")
         pair = [parameter(f"{kind}_cache.{index}", [-1] * 4, ov.Type.dynamic) for kind in ("key", "value")]
         caches += pair
-        arguments = [query, key, value, *(p.output(0) for p in pair), *(t.output(0) for t in tables)]
+        arguments = [*parts, *(p.output(0) for p in pair), *(t.output(0) for t in tables)]
         arguments += [
-            op.constant(np.float32(layer["scale"])).output(0),
-            op.constant(np.int32(layer["window"])).output(0),
+            op.constant(np.float32(layer.scale)).output(0),
+            op.constant(np.int32(layer.window)).output(0),
         ]
         attention = PagedAttention([*arguments, no_float, longest.output(0), *unused])
         facts = attention.get_rt_info()
-        facts["num_k_heads"] = facts["num_v_heads"] = layer["kv_heads"]
-        facts["k_head_size"] = facts["v_head_size"] = layer["head_size"]
+        facts["num_k_heads"] = facts["num_v_heads"] = layer.kv_heads
+        facts["k_head_size"] = facts["v_head_size"] = layer.head_size
         for target in stand_in.output(0).get_target_inputs():
             target.replace_source_output(attention.output(0))
     return ov.Model(model.get_results(), [*model.get_parameters(), *tables, longest, *caches], "decoder")
-
-
-def _decoder_layers(path: Path) -> list[dict[str, Any]]:
-    try:
-        layers = json.loads(path.read_bytes())["layers"]
-        return [{**layer, "window": int(layer["window"]), "scale": float(layer["scale"])} for layer in layers]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path} does not list the decoder's layers.", "Compile the model again.") from error
-
-
-def _tokens_per_page(cache: ov.ConstOutput) -> int:
-    """Tokens in a page: the third axis, less the rows that hold scales of a quantised cache."""
-    rows = int(cache.get_partial_shape()[2].get_length())
-    return rows // 32 * 32 if rows > 32 else rows
 
 
 def _allocate(cache: ov.ConstOutput, pages: int) -> ov.Tensor:

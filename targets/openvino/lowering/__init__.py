@@ -7,31 +7,33 @@ into machine code when it is loaded, with the options stored beside it.
 from __future__ import annotations
 
 import io
-import json
 import re
 import time
 from pathlib import Path
 
+import msgspec
 import onnx_ir as ir
 import openvino as ov
 from openvino.frontend import FrontEndManager
 
 from aicc.compiler.coverage import full_coverage, refuse_operators, weight_bytes_per_token
+from aicc.compiler.facts import kv_dtype
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
 from aicc.compiler.passes.attention_mask import attention_visibility
-from aicc.compiler.quantization.policy import find_weights
+from aicc.compiler.quantization.blockwise import match_blockwise
 from aicc.compiler.report import PassRecord
 from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
+from aicc.targets.openvino.layout import DECODER_FILE, GRAPH_FILE, STAND_IN, AttentionLayer, DecoderLayout
 from aicc.targets.openvino.lowering.conversions import DecoderConversions
 from aicc.targets.openvino.lowering.decoder import flatten_tokens, share_constants
 from aicc.targets.openvino.lowering.faithful import lost_inputs, put_right, unfaithful
 from aicc.targets.openvino.lowering.ir_file import write_ir
 from aicc.targets.openvino.lowering.weights import WeightOutline, transpose_in_products
 
-GRAPH_FILE = "model.xml"
-DECODER_FILE = "decoder.json"
+# OpenVINO's names of the types a KV cache may have.
+_KV_TYPES = {"float32": "f32", "float16": "f16", "uint8": "u8"}
 
 
 def lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
@@ -68,24 +70,16 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     if conversions is not None:
         layers = []
         for index, (attention, view) in enumerate(zip(conversions.attentions, visible.values(), strict=True)):
-            attention.stand_in.set_friendly_name(f"attention.{index}")
-            layers.append(
-                {
-                    "query_heads": attention.query_heads,
-                    "kv_heads": attention.kv_heads,
-                    "head_size": attention.head_size,
-                    "scale": attention.scale,
-                    "window": view.window,
-                }
-            )
-        Path(directory, DECODER_FILE).write_text(json.dumps({"layers": layers}, indent=1))
+            attention.stand_in.set_friendly_name(STAND_IN.format(index))
+            layers.append(AttentionLayer(attention.kv_heads, attention.head_size, attention.scale, view.window))
+        Path(directory, DECODER_FILE).write_bytes(msgspec.json.encode(DecoderLayout(tuple(layers))))
         files.append(DECODER_FILE)
     write_ir(model, outline.placed, weights, Path(directory, GRAPH_FILE))
     record = PassRecord("convert to OpenVINO", time.perf_counter() - started, before, len(model.get_ops()))
     return LoweredVariant(
         files=files,
         requires={"openvino": ov.__version__.split("-")[0]},
-        options=_options(imported),
+        options=_options(imported, target),
         coverage=full_coverage(imported.graph),
         passes=[record],
         weight_bytes_per_token=weight_bytes_per_token(imported.graph) if decoder else 0,
@@ -156,17 +150,19 @@ def _refuse(found: list[Refusal]) -> None:
         )
 
 
-def _options(imported: ImportedModel) -> dict[str, str]:
+def _options(imported: ImportedModel, target: Target) -> dict[str, str]:
     """What the plugin must be loaded with so that the numbers are those that were measured.
 
     Full-precision weights ask for full-precision arithmetic. Quantised ones leave the plugin its
     own choice, the chip's fast half precision, but not quantised activations: those cost more
     quality than the weights do, and only weights with integer zero points gain from them.
     """
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    weights = find_weights(imported.graph)
-    if all(w.blockwise is None for w in weights):
-        return exact
-    if any(w.blockwise is not None and w.blockwise.offset == "float" for w in weights):
-        return {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    return {}
+    blockwise = [weight for node in imported.graph.graph if (weight := match_blockwise(node.outputs[0]))]
+    options = {}
+    if imported.kind == "decoder":
+        options["KV_CACHE_PRECISION"] = _KV_TYPES[kv_dtype(imported.graph, target)]
+    if not blockwise:
+        options["INFERENCE_PRECISION_HINT"] = "f32"
+    if not blockwise or any(weight.offset == "float" for weight in blockwise):
+        options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
+    return options

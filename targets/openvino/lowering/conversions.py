@@ -10,7 +10,6 @@ between ``[tokens, heads * size]`` and ``[tokens, heads, 1, size]``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +20,7 @@ from openvino.frontend.onnx import ConversionExtension
 
 from aicc.runtime.errors import UnsupportedError
 
-Converter = Callable[[NodeContext], list[ov.Output]]
+_ELSEWHERE = "Compile for --target reference."
 
 
 @dataclass(slots=True)
@@ -66,7 +65,7 @@ class DecoderConversions:
         width = _width(query)
         head_size = width // query_heads
         if _width(value) != _width(key):
-            raise UnsupportedError("an Attention has value heads of another size than its key heads.", "")
+            raise UnsupportedError("an Attention has value heads of another size than its key heads.", _ELSEWHERE)
         flat = [
             op.reshape(x, _ints(-1, w), False)
             for x, w in zip((query, key, value), (width, _width(key), _width(value)), strict=True)
@@ -82,7 +81,9 @@ def rms_normalization(node: NodeContext) -> list[ov.Output]:
     """``RMSNormalization`` over the last axis: ``x / sqrt(mean(x^2) + epsilon) * scale``."""
     x, weight = node.get_input(0), node.get_input(1)
     if node.get_attribute("axis", -1) != -1:
-        raise UnsupportedError("an RMSNormalization over more than the last axis cannot be lowered to OpenVINO.", "")
+        raise UnsupportedError(
+            "an RMSNormalization over more than the last axis cannot be lowered to OpenVINO.", _ELSEWHERE
+        )
     square = op.power(x, _float(2))
     mean = op.reduce_mean(square, _ints(-1), keep_dims=True)
     root = op.sqrt(op.add(mean, _float(node.get_attribute("epsilon", 1e-5))))
@@ -92,7 +93,7 @@ def rms_normalization(node: NodeContext) -> list[ov.Output]:
 def rotary_embedding(node: NodeContext) -> list[ov.Output]:
     """``RotaryEmbedding`` on ``[tokens, 1, heads * size]`` or ``[tokens, heads, 1, size]``."""
     if node.get_attribute("interleaved", 0):
-        raise UnsupportedError("an interleaved RotaryEmbedding cannot be lowered to OpenVINO.", "")
+        raise UnsupportedError("an interleaved RotaryEmbedding cannot be lowered to OpenVINO.", _ELSEWHERE)
     x, cos, sin = (node.get_input(i) for i in range(3))
     if node.get_input_size() > 3:
         positions = node.get_input(3)

@@ -59,7 +59,22 @@ def _attention(node: ir.Node) -> str:
 
 
 def _dft(node: ir.Node) -> str:
-    return "one-sided transforms get another rank" if node.attributes.get_int("onesided", 0) else ""
+    shape = node.inputs[0].shape
+    if node.attributes.get_int("onesided", 0):
+        return "one-sided transforms get another rank"
+    if shape is None or not isinstance(shape[-1], int):
+        return "whether the input is real or complex has to be known: a last dimension of 1 or 2"
+    if (node.version or 20) >= 20 and _axis(node, default=-2) % len(shape) != 1:
+        return "it is always computed along axis 1"
+    return ""
+
+
+def _axis(node: ir.Node, default: int) -> int:
+    """The DFT's axis since opset 20, an input; -1, which it can never be, if known only at run time."""
+    if not _given(node, 2):
+        return default
+    tensor = ir.convenience.get_const_tensor(node.inputs[2])
+    return -1 if tensor is None else int(tensor.numpy().reshape(-1)[0])
 
 
 def _recurrent(node: ir.Node) -> str:

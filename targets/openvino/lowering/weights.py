@@ -63,6 +63,7 @@ class WeightOutline:
 
     def _take_out(self) -> None:
         graph = self.model.graph
+        _separate_outputs(graph)
         for node in list(graph):
             if node.op_type == "DequantizeLinear" and (weight := _blockwise_behind(node)) is not None:
                 self._blockwise[weight.output.name] = weight
@@ -133,6 +134,18 @@ class WeightOutline:
     def _place(self, tensor: ir.TensorProtocol | np.ndarray) -> Placed:
         data = tensor.tobytes()
         return Placed(self._store.add(data), len(data))
+
+
+def _separate_outputs(graph: ir.Graph) -> None:
+    """Give every output a node of its own, so that a stored value that is one can be replaced."""
+    for index, value in enumerate(graph.outputs):
+        if value.producer() is None or value.producer().op_type in ("DequantizeLinear", "Reshape"):
+            copy = ir.node("Identity", [value])
+            graph.append(copy)
+            copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
+            name, value.name = value.name, f"{value.name}.stored"
+            copy.outputs[0].name = name
+            graph.outputs[index] = copy.outputs[0]
 
 
 def transpose_in_products(model: ov.Model) -> None:
