@@ -20,6 +20,7 @@ from openvino.frontend.onnx import ConversionExtension
 
 from aicc.runtime.errors import UnsupportedError
 
+Converter = Callable[[NodeContext], list[ov.Output]]
 _ELSEWHERE = "Compile for --target reference."
 
 

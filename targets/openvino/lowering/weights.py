@@ -197,7 +197,7 @@ def _float_zero_points(weight: BlockwiseWeight) -> tuple[np.ndarray, np.ndarray]
         integers = weight.values.const_value.numpy().reshape(*scales.shape, weight.group_size)
         if integers[flat].any():
             raise UnsupportedError(
-                f"weight {weight.output.name} has groups with scale 0 and values that are not 0.", ""
+                f"weight {weight.output.name} has groups with scale 0 and values that are not 0.", "Use --quant fp16."
             )
         wide = np.where(flat, np.abs(minimum), wide)
     with np.errstate(divide="ignore", invalid="ignore"):
