@@ -10,6 +10,7 @@ between ``[tokens, heads * size]`` and ``[tokens, heads, 1, size]``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
