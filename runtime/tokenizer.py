@@ -4,13 +4,13 @@ Special tokens in text. :meth:`Tokenizer.encode` recognises them (``<|im_end|>``
 id), as the field does for prompts that are passed raw. Chat messages are different: their text is
 data, so :meth:`Tokenizer.encode_parts` can mark parts of a text as literal, whose special tokens
 are spelled out in ordinary ones; :mod:`aicc.runtime.chat` uses it, and nobody can end their turn
-and begin another from inside a message. Without such text both give the same ids.
+and begin another from inside a message. Without such text both give the same ids. Every method may
+be called from any thread.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +53,11 @@ class Tokenizer:
         self._bos = bos_token_id if add_bos else None
         added = self._backend.get_added_tokens_decoder()
         self._special = {token.content: id for id, token in added.items() if token.special}
-        self._literal_lock = threading.Lock()
+        # The same model, normaliser and pre-tokeniser without added tokens: it takes no memory of its
+        # own, and, unlike the backend's switch for this, changes nothing for other threads.
+        self._literal = Backend(self._backend.model)
+        self._literal.normalizer = self._backend.normalizer
+        self._literal.pre_tokenizer = self._backend.pre_tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -76,7 +80,7 @@ class Tokenizer:
         Raises:
             UsageError: The text is not Unicode (it has lone surrogates).
         """
-        ids = self._ids(text, add_special_tokens)
+        ids = _ids(self._backend, text, add_special_tokens)
         if add_special_tokens and self._bos is not None and ids[:1] != [self._bos]:
             ids.insert(0, self._bos)
         return ids
@@ -88,25 +92,8 @@ class Tokenizer:
         """
         ids: list[int] = []
         for text, literal in parts:
-            if not literal:
-                ids += self._ids(text, False)
-                continue
-            with self._literal_lock:
-                self._backend.encode_special_tokens = True
-                try:
-                    ids += self._ids(text, False)
-                finally:
-                    self._backend.encode_special_tokens = False
+            ids += _ids(self._literal if literal else self._backend, text, False)
         return ids
-
-    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"the text is not valid Unicode: {error.reason} at character {error.start}.", "Send it as UTF-8."
-            ) from error
-        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids; ids the tokenizer does not know have none."""
@@ -115,6 +102,16 @@ class Tokenizer:
     def stream(self, prompt: Sequence[int] = ()) -> StreamDecoder:
         """A decoder for tokens that come one by one after a prompt."""
         return StreamDecoder(self, prompt)
+
+
+def _ids(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the text is not valid Unicode: {error.reason} at character {error.start}.", "Send it as UTF-8."
+        ) from error
+    return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
 
 class StreamDecoder:

@@ -3,6 +3,7 @@
 import json
 import random
 import string
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -67,6 +68,23 @@ def test_special_tokens_in_a_text_are_recognised_and_in_a_literal_part_are_not(t
     assert special not in literal
     assert tokenizer.decode(literal) == f"a{SPECIAL}b"
     assert tokenizer.encode(SPECIAL) == [special]  # and the choice does not stick
+
+
+def test_every_special_token_is_spelled_as_the_library_would_spell_it(tokenizer, tokenizer_file):
+    backend = Backend.from_file(str(tokenizer_file))
+    backend.encode_special_tokens = True
+    for special in tokenizer.special_tokens:
+        spelled = backend.encode(special, add_special_tokens=False).ids
+        assert tokenizer.encode_parts([(special, True)]) == spelled
+
+
+def test_a_literal_part_in_one_thread_does_not_change_what_another_encodes(tokenizer):
+    special = tokenizer.special_tokens[SPECIAL]
+    with ThreadPoolExecutor(1) as other:
+        literal = other.submit(lambda: [tokenizer.encode_parts([(SPECIAL * 1000, True)]) for _ in range(5)])
+        while not literal.done():
+            assert tokenizer.encode(SPECIAL) == [special]
+    assert all(special not in ids for ids in literal.result())
 
 
 def test_a_beginning_of_sequence_token_is_added_once_where_the_model_wants_it(tokenizer_file):
