@@ -32,7 +32,6 @@ class Engine:
         self._inbox: deque[Request] = deque()
         self._cancelling = False
         self._lock = threading.Lock()
-        self._work = threading.Event()
         # Buffers of a step, reused: a decode step must cost next to nothing here.
         sequences = self._scheduler.most_sequences
         self._tokens = np.empty(self._scheduler.budget, np.int64)
@@ -58,16 +57,10 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queue a request; its pieces come while somebody steps."""
         self._inbox.append(request)
-        self._work.set()
 
     def cancel(self, request: Request) -> None:
         """Ask for a request to end; it does at the next step, or :meth:`settle`."""
         request.cancelled = self._cancelling = True
-        self._work.set()
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep until something is submitted or cancelled, at most so long; whether it was."""
-        return self._work.wait(seconds)
 
     def settle(self) -> None:
         """Take in what was submitted and let go of what was cancelled, without computing.
@@ -100,7 +93,6 @@ class Engine:
                 raise
 
     def _hand_over(self) -> None:
-        self._work.clear()
         while self._inbox:
             self._scheduler.add(self._inbox.popleft())
         if self._cancelling:

@@ -312,15 +312,6 @@ def test_requests_may_come_from_any_thread_while_another_steps(make_decoder, alo
         assert run.ids(request) == alone([i, i + 1], max_tokens=6)
 
 
-def test_waiting_returns_when_something_is_submitted(make_decoder):
-    run = Run(make_decoder())
-    assert not run.engine.step()
-    assert not run.engine.wait(0)
-    run.submit([1])
-    assert run.engine.wait(0)
-    run.finish()
-
-
 def test_time_is_told_apart_into_prefill_and_decode(make_decoder):
     run = Run(make_decoder(max_batch_tokens=8))
     request = run.submit(list(range(20)), max_tokens=5)
