@@ -1,0 +1,117 @@
+"""A real decoder on openvino:cpu: right at full precision, close at 4 bits, the same in any batch."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tolerances import TOLERANCES, cosine
+
+from aicc.compiler.evaluate import measure_quality
+from aicc.compiler.importers import import_model
+from aicc.compiler.pipeline import compile_model
+from aicc.compiler.sources import resolve
+from aicc.runtime import Model, load
+from aicc.runtime.artifact import Artifact
+from aicc.runtime.provider import TokenBatch
+
+GOLDEN = Path(__file__).parent.parent / "data" / "golden"
+CASES = json.loads((GOLDEN / "smollm2-135m-instruct.json").read_text())
+LOGITS = np.load(GOLDEN / "smollm2-135m-instruct.npz")
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """SmolLM2 at float32."""
+    path = tmp_path_factory.mktemp("fp32") / "smollm2.aicc"
+    compile_model("smollm2-135m", "openvino:cpu", path, quant="fp32", measure=False)
+    with load(path) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def compact(demo_artifact: Artifact) -> Iterator[Model]:
+    """SmolLM2 as it is compiled by default."""
+    with load(demo_artifact.path) as model:
+        yield model
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_full_precision_gives_the_golden_logits(exact: Model, case: int) -> None:
+    found = exact.logits(CASES[case]["prompt_ids"])[-1]
+    assert cosine(found, LOGITS[f"logits_{case}"]) >= TOLERANCES["cosine"]["logits"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["text"])
+def test_full_precision_finds_every_top_token_that_is_clearly_ahead(exact: Model, case: dict[str, Any]) -> None:
+    prompt, greedy = case["prompt_ids"], case["greedy_ids"]
+    found = exact.logits(prompt + greedy)[len(prompt) - 1 : -1].argmax(axis=1)
+    clear = np.array(case["margins"]) > TOLERANCES["margin"]["top1"]
+    assert clear.any()
+    assert np.array_equal(found[clear], np.array(greedy)[clear])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["text"])
+def test_prompts_have_the_golden_ids(compact: Model, case: dict[str, Any]) -> None:
+    message = [{"role": "user", "content": case["text"]}]
+    ids = compact.chat_ids(message) if case["kind"] == "chat" else compact.tokenizer.encode(case["text"])
+    assert list(ids) == case["prompt_ids"]
+
+
+def test_the_default_keeps_its_quality_on_held_out_text(compact: Model) -> None:
+    quality = measure_quality(compact, import_model(resolve("smollm2-135m")))
+    limits = TOLERANCES["quality"]["auto"]
+    assert quality.tokens >= limits["tokens"]
+    assert quality.kl_mean <= limits["kl_mean"]
+    assert quality.top1_agreement >= limits["top1_agreement"]
+
+
+def test_the_plugin_fuses_norms_rotations_attention_and_keeps_weights_compressed(compact: Model) -> None:
+    graph = compact._executable._compiled.get_runtime_model()  # type: ignore[attr-defined]
+    kinds = Counter(node.get_rt_info()["layerType"].astype(str) for node in graph.get_ops())
+    layers = compact.manifest.llm.layers
+    assert kinds["PagedAttention"] == layers
+    assert kinds["RMS"] == 2 * layers + 1
+    assert kinds["RoPE"] == 2 * layers
+    assert kinds["FullyConnected"] == 4 * layers + 1  # q+k+v, output, gate+up, down; and the logits
+    assert kinds["Transpose"] == 0
+    stored = Counter(
+        node.get_rt_info()["outputPrecisions"].astype(str)
+        for node in graph.get_ops()
+        if node.get_rt_info()["layerType"].astype(str) == "Const"
+    )
+    assert stored["u4"] == 4 * layers
+
+
+def _forward(model: Model, sequences: list[list[int]], past: list[int], pages: list[list[int]]) -> NDArray[np.float32]:
+    """Last-token logits of several sequences in one step."""
+    starts = np.cumsum([0, *map(len, sequences)]).astype(np.int32)
+    batch = TokenBatch(
+        np.concatenate(sequences).astype(np.int64),
+        starts,
+        np.array(past, np.int32),
+        np.concatenate(pages).astype(np.int32),
+        np.cumsum([0, *map(len, pages)]).astype(np.int32),
+        starts[1:] - 1,
+    )
+    return model._executable.forward(batch).copy()
+
+
+def test_sequences_in_one_batch_do_not_see_each_other(exact: Model) -> None:
+    sequences = [case["prompt_ids"] for case in CASES[:4]]
+    together = _forward(exact, sequences, [0] * 4, [[4 * i, 4 * i + 1] for i in range(4)])
+    alone = np.concatenate([_forward(exact, [s], [0], [[40, 41]]) for s in sequences])
+    assert cosine(together, alone) >= TOLERANCES["cosine"]["logits"]
+
+
+def test_a_prompt_in_pieces_and_a_decode_are_as_one_prompt(exact: Model) -> None:
+    ids = CASES[5]["prompt_ids"]
+    whole = _forward(exact, [ids], [0], [[50, 51]])
+    _forward(exact, [ids[:20]], [0], [[60, 61]])
+    _forward(exact, [ids[20:-1]], [20], [[60, 61]])
+    last = _forward(exact, [ids[-1:]], [len(ids) - 1], [[60, 61]])
+    assert cosine(whole, last) >= TOLERANCES["cosine"]["logits"]
