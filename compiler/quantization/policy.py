@@ -116,7 +116,7 @@ def _convert(imported: ImportedModel, use: WeightUse, target: Target, quant: Qua
     if quant == "auto" and kept is None and imported.kind == "tensors":
         return _describe_float(use)
     bits = 4 if quant == "int4" and not use.is_table else 8
-    wanted = kept is not None and (quant == "auto" or kept.bits <= bits) and group_size in (None, kept.group_size)
+    wanted = kept is not None and (quant == "auto" or kept.bits <= bits) and group_size is None
     if wanted and target.accepts_weight(kept.bits, _row_as_zero(kept), kept.offset):
         return f"{kept.values.dtype.numpy().name} group {kept.group_size}{_table(use)}"
     return _to_integers(imported, use, target, bits, group_size)

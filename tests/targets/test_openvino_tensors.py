@@ -81,6 +81,7 @@ def _silero() -> dict[str, NDArray[Any]]:
         ("rapidocr-rec", {"x": _picture(1, 3, 48, 160)}),
         ("rapidocr-cls", {"x": _picture(1, 3, 48, 192)}),
         ("silero-vad-16k", _silero()),
+        ("minilm-l6-int8", _tokens(resolve("minilm-l6").path)),
     ],
 )
 def test_onnx_models_give_what_onnxruntime_gives(model: str, inputs: dict[str, NDArray[Any]], tmp_path: Path) -> None:
