@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from aicc.runtime.artifact import Artifact, Manifest, Signature, TensorSpec, Variant
+from aicc.runtime.artifact import WEIGHTS_PATH, Artifact, Manifest, Signature, TensorSpec, Variant
 from aicc.runtime.errors import MismatchError, UnsupportedError, UsageError
 from aicc.runtime.machine import release_free_memory
 from aicc.runtime.provider import (
@@ -143,7 +143,11 @@ def _target_device(variant: Variant) -> str | None:
 def load_artifact(artifact: Artifact, options: LoadOptions | None = None, device: str | None = None) -> Session | Model:
     """Make an opened artifact ready to run; see :func:`aicc.runtime.load`.
 
+    Every file but the weights is hashed, which takes milliseconds. The weights are mapped, not read,
+    so only their size is checked; :meth:`Artifact.verify` hashes them too.
+
     Raises:
+        IntegrityError: A file is not the one the manifest describes.
         MismatchError: It was not compiled for the device, or cannot be used on this machine.
     """
     variant = find_variant(artifact, device)
@@ -164,6 +168,7 @@ def load_artifact(artifact: Artifact, options: LoadOptions | None = None, device
             f"{artifact.path} cannot run on {target.name} here: {compatibility.reason.rstrip('.')}.",
             again if compatibility.fit is Fit.RECOMPILE else "`aicc targets` lists what can run here.",
         )
+    artifact.verify(entry.path for entry in artifact.manifest.files if entry.path != WEIGHTS_PATH)
     executable = provider.load(artifact, variant, options or LoadOptions())
     release_free_memory()
     if artifact.manifest.llm is None:

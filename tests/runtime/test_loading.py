@@ -1,5 +1,7 @@
 """Loading: what was asked for or a reason, never something else; and nothing heavy before it is needed."""
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -7,7 +9,8 @@ import pytest
 from small_tensors import write_small
 
 from aicc.runtime import Session, load
-from aicc.runtime.errors import MismatchError, UsageError
+from aicc.runtime.artifact import WEIGHTS_PATH
+from aicc.runtime.errors import IntegrityError, MismatchError, UsageError
 from aicc.runtime.provider import Compatibility, Fit
 from aicc.targets.null.provider import NullProvider
 
@@ -62,6 +65,30 @@ def test_what_is_not_quite_as_it_was_compiled_for_runs_and_says_so(artifact):
 def test_an_artifact_of_a_family_that_is_not_installed_is_refused(tmp_path):
     path = write_small(tmp_path / "small.aicc", "elsewhere:chip").path
     with pytest.raises(MismatchError, match="elsewhere:chip"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "graph/model.onnx",
+        "report.json",
+        "tokenizer/chat_template.jinja",
+        "tokenizer/config.json",
+        "tokenizer/tokenizer.json",
+        "variants/openvino-cpu/decoder.json",
+        "variants/openvino-cpu/model.xml",
+    ],
+)
+def test_a_byte_changed_in_any_file_but_the_weights_is_found_before_anything_reads_it(demo_artifact, tmp_path, changed):
+    path = tmp_path / "changed.aicc"
+    shutil.copytree(demo_artifact.path, path, ignore=shutil.ignore_patterns("model.bin"))
+    (path / WEIGHTS_PATH).touch()
+    os.truncate(path / WEIGHTS_PATH, (demo_artifact.path / WEIGHTS_PATH).stat().st_size)  # zeros nobody reads
+    data = bytearray((path / changed).read_bytes())
+    data[len(data) // 2] ^= 1
+    (path / changed).write_bytes(data)
+    with pytest.raises(IntegrityError, match=f"{changed}.*sha256"):
         load(path)
 
 
