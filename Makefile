@@ -33,8 +33,10 @@ lint: $(VENV)/.test
 soak: $(VENV)/.test  ## Ten minutes of a loaded server, watching memory and pages.
 	$(BIN)/python -m tests.server.soak
 
+# `exact` keeps the published 4-bit blocks; `int4` quantises again, as the peers' exporters do.
 bench: $(VENV)/.compile $(ARTIFACT)  ## This artifact beside its peers, one JSON and one picture.
-	$(BIN)/python benchmarks/decoder.py
+	$(AICC) compile smollm2-135m --quant int4 --group-size 32 -o build/smollm2-int4.aicc
+	$(BIN)/python benchmarks/decoder.py --artifact exact=$(ARTIFACT) --artifact int4=build/smollm2-int4.aicc
 
 docs: $(VENV)/.test  ## Regenerate what is generated.
 	$(BIN)/python docs/generate.py
