@@ -10,6 +10,7 @@ import onnxscript.optimizer
 from onnx_ir.passes import PassError, common
 
 from aicc.compiler.importers import ImportedModel
+from aicc.compiler.passes.flatten_softmax import FlattenSoftmax
 from aicc.compiler.passes.merge_projections import MergeProjections
 from aicc.compiler.report import PassRecord
 from aicc.runtime.errors import UnsupportedError
@@ -23,6 +24,7 @@ def optimize(imported: ImportedModel, target: Target) -> list[PassRecord]:
     """Simplify a graph in place; nothing in here knows a target but by what it can do."""
     passes: list[tuple[str, Callable[[ir.Model], object]]] = []
     if imported.info.kind == "onnx":  # graphs built by mobius come optimised
+        passes.append(("flatten old softmax", FlattenSoftmax()))
         passes.append(("onnxscript optimizer", _onnxscript))
     if target.merges_projections and imported.kind == "decoder":
         passes.append(("merge projections", MergeProjections()))

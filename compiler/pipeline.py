@@ -23,7 +23,7 @@ from aicc.compiler.report import CompileReport, PhaseRecord
 from aicc.compiler.sources import resolve
 from aicc.compiler.template_check import check_template
 from aicc.runtime.artifact import Artifact, Format, Manifest, MemoryFacts, Variant
-from aicc.runtime.errors import QualityError, UsageError
+from aicc.runtime.errors import MismatchError, QualityError, ResourceError, UnsupportedError, UsageError
 from aicc.runtime.generator import Model
 from aicc.runtime.machine import peak_rss_bytes
 from aicc.runtime.provider import Fit, LoadOptions
@@ -121,6 +121,9 @@ def compile_model(
                 progress("package", "measuring quality against the source")
                 imported.graph = original
                 manifest = _measured(writer.stage(manifest, report), imported, target, manifest, report, max_kl)
+            elif imported.kind == "tensors":
+                progress("package", "loading it once")
+                _check_loads(writer.stage(manifest, report), output, target, report)
         writer.commit(manifest, report)
     return report
 
@@ -186,6 +189,28 @@ def _measured(
             "Use --quant auto or int8, or a smaller --group-size.",
         )
     return msgspec.structs.replace(manifest, quality=report.quality)
+
+
+def _check_loads(staged: Artifact, output: Path, target: Target, report: CompileReport) -> None:
+    """Load a staged artifact where its device is: some graphs convert, and only loading shows what is missing.
+
+    Raises:
+        UnsupportedError: The target cannot load what it made of the graph.
+    """
+    if target.provider is None:
+        return
+    compatibility = load_object(target.provider)().compatibility(staged.variant())
+    if compatibility.fit in (Fit.UNSUPPORTED, Fit.RECOMPILE):
+        report.notes.append(f"it was not loaded: {compatibility.reason}")
+        return
+    try:
+        load_artifact(staged).close()
+    except ResourceError as error:
+        report.notes.append(f"it was not loaded: {error.message}")
+    except (MismatchError, UnsupportedError) as error:
+        raise UnsupportedError(
+            error.message.replace(str(staged.path), str(output)), "Compile for another target, such as reference."
+        ) from error
 
 
 def _not_measurable(staged: Artifact, imported: ImportedModel, target: Target) -> str:

@@ -64,7 +64,8 @@ def _dft(node: ir.Node) -> str:
         return "one-sided transforms get another rank"
     if shape is None or not isinstance(shape[-1], int):
         return "whether the input is real or complex has to be known: a last dimension of 1 or 2"
-    if (node.version or 20) >= 20 and _axis(node, default=-2) % len(shape) != 1:
+    opset = node.graph.opset_imports.get("", 20) if isinstance(node.graph, ir.Graph) else 20
+    if opset >= 20 and _axis(node, default=-2) % len(shape) != 1:
         return "it is always computed along axis 1"
     return ""
 
@@ -82,7 +83,15 @@ def _recurrent(node: ir.Node) -> str:
         return "layout 1 (batch first) is ignored"
     if node.attributes.get_int("input_forget", 0):
         return "input_forget is ignored"
+    if _given(node, 4) and not _all_full(node):
+        return "lengths of the sequences are ignored"
     return "peepholes are ignored" if node.op_type == "LSTM" and _given(node, 7) else ""
+
+
+def _all_full(node: ir.Node) -> bool:
+    """Whether every sequence is known to be as long as the input."""
+    shape, lengths = node.inputs[0].shape, ir.convenience.get_const_tensor(node.inputs[4])
+    return shape is not None and lengths is not None and bool((lengths.numpy() == shape[0]).all())
 
 
 def _resize(node: ir.Node) -> str:
