@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -33,6 +34,7 @@ from aicc.runtime.server.errors import (
     on_http_error,
 )
 from aicc.runtime.server.generation import Generation, chat_messages, check_fields, completion_prompts
+from aicc.runtime.server.hosts import LOOPBACK, KnownHosts
 from aicc.runtime.server.schema import (
     ChatRequest,
     CompletionRequest,
@@ -51,7 +53,7 @@ class Limits:
     """What one server takes on.
 
     Attributes:
-        sequences: Most sequences running or waiting; more are answered 429.
+        sequences: Most sequences running, waiting or being prepared; more are answered 429.
         body_bytes: Largest request body; None is 1 MiB, or 64 bytes for each token of the context
             if that is more. Tokenising takes a second for each MiB, one request at a time.
         body_seconds: Longest a body may take to arrive.
@@ -62,18 +64,27 @@ class Limits:
     body_seconds: float = 30.0
 
 
-def create_app(model: Model, alias: str | None = None, limits: Limits = Limits()) -> Starlette:
+def create_app(
+    model: Model,
+    alias: str | None = None,
+    limits: Limits = Limits(),
+    hosts: Collection[str] | None = LOOPBACK,
+) -> Starlette:
     """The API over a loaded model, for any ASGI server; the caller closes the model afterwards.
 
     Args:
         model: Used by nobody else while it is served.
         alias: What requests call it; None is the artifact's own name.
         limits: What to take on.
+        hosts: What a request's Host header may name, IPv6 addresses without brackets; None is
+            anything, which also lets in web pages that have their name resolve to this machine.
     """
-    return build_app(EngineThread(lambda: model, limits.sequences), model.manifest, alias, limits)
+    return build_app(EngineThread(lambda: model, limits.sequences), model.manifest, alias, limits, hosts)
 
 
-def build_app(engine: EngineThread, manifest: Manifest, alias: str | None, limits: Limits) -> Starlette:
+def build_app(
+    engine: EngineThread, manifest: Manifest, alias: str | None, limits: Limits, hosts: Collection[str] | None
+) -> Starlette:
     """The API over an engine thread, which is started and stopped with the application."""
     api = Api(engine, manifest, alias, limits)
 
@@ -93,6 +104,7 @@ def build_app(engine: EngineThread, manifest: Manifest, alias: str | None, limit
             Route("/health/live", api.live, methods=["GET"]),
             Route("/health/ready", api.ready, methods=["GET"]),
         ],
+        middleware=[] if hosts is None else [Middleware(KnownHosts, hosts)],
         exception_handlers={
             ApiError: on_api_error,
             ClientDisconnect: on_disconnect,
@@ -150,57 +162,48 @@ class Api:
     async def chat(self, request: Request) -> Response:
         """``POST /v1/chat/completions``."""
         asked = _decode(self._chat_decoder, await self._body(request))
-        model = self._admit(asked, asked.n or 1)
-        generation = Generation(self._engine)
 
-        def prepare() -> None:
+        def prepare(generation: Generation) -> None:
             try:
-                ids = model.chat_ids(chat_messages(asked))
+                ids = generation.model.chat_ids(chat_messages(asked))
             except AiccError as error:
                 raise from_foreseen(error, "messages") from error
-            generation.prepare(model, [ids], asked, "messages")
+            generation.prepare([ids], asked, "messages")
 
-        return await self._answer(request, asked, generation, prepare, ChatForm(*self._heading(asked, model)))
+        return await self._answer(request, asked, asked.n or 1, prepare, ChatForm)
 
     async def complete(self, request: Request) -> Response:
         """``POST /v1/completions``."""
         asked = _decode(self._completion_decoder, await self._body(request))
         prompts = completion_prompts(asked)
-        model = self._admit(asked, len(prompts) * (asked.n or 1))
-        generation = Generation(self._engine)
 
-        def prepare() -> None:
-            generation.prepare(model, prompts, asked, "prompt")
+        def prepare(generation: Generation) -> None:
+            generation.prepare(prompts, asked, "prompt")
 
-        return await self._answer(request, asked, generation, prepare, CompletionForm(*self._heading(asked, model)))
+        return await self._answer(request, asked, len(prompts) * (asked.n or 1), prepare, CompletionForm)
 
     async def _answer(
         self,
         request: Request,
         asked: SamplingRequest,
-        generation: Generation,
-        prepare: Callable[[], None],
-        form: ChatForm | CompletionForm,
+        sequences: int,
+        prepare: Callable[[Generation], None],
+        form_type: type[ChatForm] | type[CompletionForm],
     ) -> Response:
-        await asyncio.get_running_loop().run_in_executor(self._text_thread, prepare)
-        generation.start()
-        if asked.stream:
-            return EventStream(events(form, generation, _wants_usage(asked)), generation.close)
-        try:
-            outcomes = await unless_disconnected(request.receive, generation.outcomes())
-        finally:
-            generation.close()
-        if outcomes is None:
-            raise ClientDisconnect()
-        return _json(form.answer(outcomes, generation.usage))
-
-    def _admit(self, asked: SamplingRequest, sequences: int) -> Model:
         self._check_name(asked.model)
         check_fields(asked)
-        return self._engine.admit(sequences)
-
-    def _heading(self, asked: SamplingRequest, model: Model) -> tuple[Model, str, str, bool]:
-        return model, self._card.id, self._fingerprint, _wants_usage(asked)
+        generation = Generation(self._engine, sequences)
+        with ExitStack() as ending:
+            ending.callback(generation.close)
+            prepared = asyncio.get_running_loop().run_in_executor(self._text_thread, prepare, generation)
+            await unless_disconnected(request.receive, prepared)
+            generation.start()
+            include_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
+            form = form_type(generation.model, self._card.id, self._fingerprint, include_usage)
+            if asked.stream:
+                return EventStream(events(form, generation, include_usage), ending.pop_all().close)
+            outcomes = await unless_disconnected(request.receive, generation.outcomes())
+        return _json(form.answer(outcomes, generation.usage))
 
     def _check_name(self, name: str) -> None:
         if name != self._card.id:
@@ -248,10 +251,6 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         return decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise decode_error(error) from None
-
-
-def _wants_usage(asked: SamplingRequest) -> bool:
-    return asked.stream_options is not None and bool(asked.stream_options.include_usage)
 
 
 def _json(message: msgspec.Struct, status: int = 200) -> Response:

@@ -27,7 +27,7 @@ class EngineThread:
 
     Args:
         load: Gives the model; called on the thread.
-        most_sequences: Most sequences that may run or wait at a time.
+        most_sequences: Most sequences that may run, wait or be prepared at a time.
         changed: Called on the thread when it is ready, and when it has failed.
     """
 
@@ -41,7 +41,8 @@ class EngineThread:
         self._load = load
         self._changed = changed or _log_failure
         self._open: list[Request] = []
-        self._lock = threading.Lock()  # guards state and _open
+        self._reserved = 0  # sequences that are being prepared
+        self._lock = threading.Lock()  # guards state, _open and _reserved
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="aicc-engine", daemon=True)
@@ -59,41 +60,51 @@ class EngineThread:
 
     @property
     def open_sequences(self) -> int:
-        """Sequences running or waiting."""
-        return len(self._open)
+        """Sequences running, waiting or being prepared."""
+        return len(self._open) + self._reserved
 
-    def admit(self, sequences: int) -> Model:
-        """The model, if it could take so many sequences now.
-
-        Raises:
-            ApiError: It is loading, has failed, or has too much to do.
-        """
-        if self.state == "loading":
-            raise ApiError(503, "The model is still loading.", "model_loading", retry=True)
-        if self.state != "ready" or self.model is None:
-            raise ApiError(503, "The model has failed or is being shut down.", "model_unavailable")
-        if sequences > self.most_sequences:
-            raise ApiError(
-                400, f"The request asks for {sequences} generations and may ask for {self.most_sequences}.", "too_many"
-            )
-        if len(self._open) + sequences > self.most_sequences:
-            raise ApiError(
-                429, f"The server has {len(self._open)} generations to do. Try again later.", "queue_full", retry=True
-            )
-        return self.model
-
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Run requests together or not at all.
+    def reserve(self, sequences: int) -> Model:
+        """Keep room for so many sequences, until they are submitted or it is released.
 
         Raises:
-            ApiError: As :meth:`admit`.
+            ApiError: The model is loading, has failed, or has too much to do.
         """
         with self._lock:
-            engine = self.admit(len(requests)).engine
+            model = self._ready_model()
+            if sequences > self.most_sequences:
+                message = f"The request asks for {sequences} generations and may ask for {self.most_sequences}."
+                raise ApiError(400, message, "too_many")
+            if self.open_sequences + sequences > self.most_sequences:
+                message = f"The server has {self.open_sequences} generations to do. Try again later."
+                raise ApiError(429, message, "queue_full", retry=True)
+            self._reserved += sequences
+            return model
+
+    def release(self, sequences: int) -> None:
+        """Give up room that was reserved."""
+        with self._lock:
+            self._reserved -= sequences
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Run requests in the room reserved for them, together or not at all.
+
+        Raises:
+            ApiError: The model has failed; the room stays reserved.
+        """
+        with self._lock:
+            engine = self._ready_model().engine
+            self._reserved -= len(requests)
             self._open.extend(requests)
         for request in requests:
             engine.submit(request)
         self._wake.set()
+
+    def _ready_model(self) -> Model:
+        if self.state == "loading":
+            raise ApiError(503, "The model is still loading.", "model_loading", retry=True)
+        if self.state != "ready" or self.model is None:
+            raise ApiError(503, "The model has failed or is being shut down.", "model_unavailable")
+        return self.model
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """End requests and free their memory, after at most one step more."""

@@ -44,22 +44,27 @@ class Generation:
     Must be made on the event loop that reads it, and closed.
 
     Args:
-        engine: Where they run.
+        engine: Where they run; room is kept for them from now on.
+        sequences: How many there will be.
+
+    Raises:
+        ApiError: There is no room, or no model.
     """
 
-    def __init__(self, engine: EngineThread) -> None:
+    def __init__(self, engine: EngineThread, sequences: int) -> None:
+        self.model = engine.reserve(sequences)
         self._engine = engine
+        self._reserved = sequences
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         self._requests: list[Request] = []
         self._choices = 1
         self._eos: frozenset[int] = frozenset()
 
-    def prepare(self, model: Model, prompts: Sequence[str | list[int]], asked: SamplingRequest, param: str) -> None:
+    def prepare(self, prompts: Sequence[str | list[int]], asked: SamplingRequest, param: str) -> None:
         """Make the sequences, tokenising what is text. Slow for long prompts; runs on any thread.
 
         Args:
-            model: What they are for.
             prompts: Texts or token ids.
             asked: How to sample.
             param: The request's field the prompts came from, for errors.
@@ -67,6 +72,7 @@ class Generation:
         Raises:
             ApiError: A prompt or a sampling field does not fit the model.
         """
+        model = self.model
         self._choices = asked.n or 1
         self._eos = frozenset(model.manifest.llm.eos_token_ids if model.manifest.llm else ())
         for prompt in prompts:
@@ -92,16 +98,21 @@ class Generation:
             raise from_foreseen(error, at_fault) from error
 
     def start(self) -> None:
-        """Hand the sequences to the engine.
+        """Hand the prepared sequences to the engine.
 
         Raises:
-            ApiError: There is no room, or no engine.
+            ApiError: The model has failed meanwhile.
         """
         self._engine.submit(self._requests)
+        self._reserved = 0
 
     def close(self) -> None:
-        """End what has not finished."""
-        self._engine.cancel([request for request in self._requests if request.finish_reason is None])
+        """End what has not finished, and what never started."""
+        if self._reserved:
+            self._engine.release(self._reserved)
+            self._reserved = 0
+        else:
+            self._engine.cancel([request for request in self._requests if request.finish_reason is None])
 
     @property
     def size(self) -> int:

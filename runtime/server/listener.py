@@ -18,6 +18,7 @@ from aicc.runtime.errors import UsageError
 from aicc.runtime.generator import Model
 from aicc.runtime.server.app import Limits, build_app
 from aicc.runtime.server.engine_thread import EngineThread
+from aicc.runtime.server.hosts import LOOPBACK
 
 _BACKLOG = 128  # connections the system keeps until they are accepted
 
@@ -49,7 +50,7 @@ def serve(
         device: As :func:`aicc.runtime.load`, and so are ``threads`` and ``kv_tokens``.
         threads: Threads to compute with.
         kv_tokens: Tokens the KV cache holds over all sequences.
-        insecure: Listen on an address that other machines can reach.
+        insecure: Listen on an address that other machines can reach, and answer to any name in Host headers.
         drain_seconds: Longest to wait for what is running at the end.
         limits: What to take on.
         announce: Told one line when listening, when ready and when stopping.
@@ -82,7 +83,7 @@ def serve(
             announce(f"ready on {engine.model.device}")
 
     engine = EngineThread(load_decoder, limits.sequences, changed)
-    app = build_app(engine, manifest, alias, limits)
+    app = build_app(engine, manifest, alias, limits, None if insecure else {*LOOPBACK, host, address})
     config = uvicorn.Config(
         app,
         http="h11",  # the same parser everywhere, whatever else is installed

@@ -315,7 +315,7 @@ class Readiness(msgspec.Struct, frozen=True):
     status: Literal["loading", "ready", "failed", "stopped"]
     model: str
     device: str | None
-    sequences: int  # running or waiting
+    sequences: int  # running, waiting or being prepared
     kv_pages: int
     kv_pages_free: int
 

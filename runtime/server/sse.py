@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 import msgspec
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -20,7 +21,7 @@ def event(message: msgspec.Struct) -> bytes:
     return b"data: " + msgspec.json.encode(message) + b"\n\n"
 
 
-async def unless_disconnected(receive: Receive, work: Coroutine[None, None, T]) -> T | None:
+async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T:
     """Do some work, and cancel it as soon as the caller is gone.
 
     Args:
@@ -28,13 +29,18 @@ async def unless_disconnected(receive: Receive, work: Coroutine[None, None, T]) 
         work: What to do; its exceptions are raised here.
 
     Returns:
-        What the work returns, None if the caller left first.
+        What the work returns.
+
+    Raises:
+        ClientDisconnect: The caller left first.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
     finally:
         for pending in (task, gone):
             pending.cancel()
@@ -66,7 +72,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, as ASGI has it."""
         try:
-            await unless_disconnected(receive, self._send(send))
+            with suppress(ClientDisconnect):
+                await unless_disconnected(receive, self._send(send))
         finally:
             self._close()
 

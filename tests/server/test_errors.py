@@ -252,3 +252,22 @@ def test_an_unknown_path_is_a_404(http: httpx.Client, path: str) -> None:
 
     assert answer.status_code == 404
     assert error_of(answer)["code"] == "unknown_url"
+
+
+@pytest.mark.parametrize("host", ["attacker.example", "attacker.example:8000", "127.0.0.1.attacker.example", "[", ""])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("POST", "/v1/completions"), ("GET", "/nothing")])
+def test_a_page_that_has_its_name_resolve_to_this_machine_gets_nothing(
+    http: httpx.Client, host: str, method: str, path: str
+) -> None:
+    answer = http.request(method, path, headers={"host": host})
+
+    assert answer.status_code == 400
+    error = error_of(answer)
+    assert error["code"] == "unknown_host"
+    assert f"The Host header is '{host}'" in error["message"]
+    assert "127.0.0.1" in error["message"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:8000", "[::1]", "[::1]:8000"])
+def test_this_machines_own_names_are_answered(http: httpx.Client, host: str) -> None:
+    assert http.get("/v1/models", headers={"host": host}).status_code == 200

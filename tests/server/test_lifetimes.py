@@ -22,6 +22,7 @@ from aicc.runtime.provider import DecoderExecutable, TokenBatch
 from aicc.runtime.server import Limits, create_app
 from aicc.runtime.server.app import build_app
 from aicc.runtime.server.engine_thread import EngineThread
+from aicc.runtime.tokenizer import Tokenizer
 
 # Goes on until the context is full, minutes from now, unless somebody ends it.
 ENDLESS: dict[str, Any] = {"model": NAME, "prompt": "Once", "max_tokens": 8000, "ignore_eos": True, "temperature": 0}
@@ -41,7 +42,7 @@ def streaming(url: str, body: dict[str, Any]) -> Iterator[Iterator[str]]:
 def connected(url: str, body: dict[str, Any], announced: int = 0) -> Iterator[socket.socket]:
     """A plain connection that has sent a request and not read the answer; leaving closes it."""
     content = json.dumps(body).encode()
-    lines = ["POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    lines = ["POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
     head = "\r\n".join([*lines, f"Content-Length: {announced or len(content)}", "", ""])
     with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=DEADLINE) as connection:
         connection.sendall(head.encode() + content)
@@ -68,6 +69,25 @@ class Device:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._executable, name)
+
+
+class HaltedTokenizer:
+    """The demo model's tokenizer, which encodes nothing until told to run."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.running = threading.Event()
+        self.halted = threading.Event()
+        self.encoded = 0
+
+    def encode(self, text: str) -> list[int]:
+        self.encoded += 1
+        self.halted.set()
+        assert self.running.wait(DEADLINE)
+        return self._tokenizer.encode(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
 
 
 @pytest.fixture
@@ -129,6 +149,37 @@ def test_a_server_with_enough_to_do_says_when_to_come_back(device_url: str) -> N
     wait_idle(device_url)
     with openai.OpenAI(base_url=f"{device_url}/v1", api_key="none") as client:
         assert len(client.completions.create(**SHORT, n=2).choices) == 2
+
+
+def test_prompts_that_are_still_being_tokenised_count_and_end_when_who_sent_them_leaves(
+    device: Device, demo_artifact: Artifact
+) -> None:
+    model = Model(device, demo_artifact)  # type: ignore[arg-type]
+    tokenizer = HaltedTokenizer(model.tokenizer)
+    model._tokenizer = tokenizer  # type: ignore[assignment]
+    with listening(create_app(model, NAME, Limits(sequences=2))) as url:
+        try:
+            with connected(url, SHORT), connected(url, SHORT | {"stream": True}):
+                assert tokenizer.halted.wait(DEADLINE)  # by one; the other waits for its turn
+                wait_until(lambda: health(url)["sequences"] == 2, "arriving")
+                refused = httpx.post(f"{url}/v1/completions", json=SHORT)
+            wait_idle(url)
+        finally:
+            tokenizer.running.set()
+        accepted = httpx.post(f"{url}/v1/completions", json=SHORT | {"n": 2}, timeout=DEADLINE)
+        wait_idle(url)
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert accepted.status_code == 200
+    assert tokenizer.encoded == 2  # what waited for its turn was never tokenised
+
+
+def test_a_prompt_that_is_refused_leaves_room_for_others(device_url: str) -> None:
+    for _ in range(3):
+        refused = httpx.post(f"{device_url}/v1/completions", json=SHORT | {"prompt": "", "n": 2})
+        assert refused.status_code == 400
+
+    assert health(device_url)["sequences"] == 0
 
 
 def test_a_body_that_does_not_come_is_a_408(device_url: str) -> None:
@@ -216,7 +267,7 @@ def loading(model: Model) -> Iterator[tuple[str, threading.Event, list[Exception
             raise failure
         return model
 
-    app = build_app(EngineThread(load, 8, lambda engine: None), model.manifest, NAME, Limits())
+    app = build_app(EngineThread(load, 8, lambda engine: None), model.manifest, NAME, Limits(), None)
     try:
         with listening(app, until="loading") as url:
             yield url, loaded, failures

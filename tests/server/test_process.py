@@ -92,7 +92,15 @@ def test_it_refuses_addresses_others_can_reach(demo_artifact: Artifact, host: st
 def test_it_listens_anywhere_if_told_it_may(demo_artifact: Artifact) -> None:
     with ServerProcess(demo_artifact.path, host="0.0.0.0", insecure=True) as server:
         assert server.said("http://0.0.0.0:")
-        assert accepts(server.url.replace("0.0.0.0", "127.0.0.1"))
+        url = server.url.replace("0.0.0.0", "127.0.0.1")
+        assert accepts(url)
+        assert httpx.get(f"{url}/v1/models", headers={"host": "models.example"}).status_code == 200
+
+
+def test_it_answers_to_no_name_but_its_own_unless_told_it_may(demo_artifact: Artifact) -> None:
+    with ServerProcess(demo_artifact.path) as server:
+        assert httpx.get(f"{server.url}/v1/models").status_code == 200
+        assert httpx.get(f"{server.url}/v1/models", headers={"host": "models.example"}).status_code == 400
 
 
 def test_an_address_in_use_is_named(demo_artifact: Artifact) -> None:
