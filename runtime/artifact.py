@@ -266,5 +266,3 @@ def _add_missing(report: Any, timings: Any) -> None:
     elif isinstance(report, list) and isinstance(timings, list) and len(report) == len(timings):
         for item, timing in zip(report, timings, strict=True):
             _add_missing(item, timing)
-
-
