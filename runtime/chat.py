@@ -1,10 +1,16 @@
 """Chat templates: from a conversation to the prompt the model was trained on.
 
 A template is a program inside a model file, so it is not trusted. It is rendered by minijinja, in
-one place, :meth:`ChatTemplate.render`: fuel bounds what it computes, template and output have
+one place, :meth:`ChatTemplate.render`: fuel bounds its instructions, template and output have
 largest sizes, and it gets values, never Python objects: a conversation is handed over as a
 literal of the template language. Whitespace, globals and filters are those Hugging Face
 templates are written for.
+
+Not bounded is what the engine does with two kinds of value: a namespace put into itself ends the
+process when it is printed, and a list added to itself again and again is walked without end. A
+template can reach neither files nor Python with that, but it can take its process down. The
+compiler renders every template in a process of its own first, which refuses those that do it
+always; who serves artifacts of strangers should let something restart the server.
 """
 
 from __future__ import annotations
