@@ -57,16 +57,17 @@ def _probe(model: ir.Model, mask: ir.Value, context_length: int, node: ir.Node) 
     sources = [v for v in model.graph.inputs if v.name in ("input_ids", "attention_mask", "position_ids")]
     subgraph = ir.convenience.extract(model.graph, sources, [mask])
     proto = ir.to_proto(ir.Model(subgraph, ir_version=model.ir_version))
-    past = context_length - _ROWS
+    rows = min(_ROWS, context_length)
+    past = context_length - rows
     feeds = {
-        "input_ids": np.zeros((1, _ROWS), np.int64),
+        "input_ids": np.zeros((1, rows), np.int64),
         "attention_mask": np.ones((1, context_length), np.int64),
         "position_ids": np.arange(past, context_length, dtype=np.int64)[None],
     }
     used = {v.name for v in subgraph.inputs}
     (value,) = ReferenceEvaluator(proto).run(None, {k: v for k, v in feeds.items() if k in used})
     allowed = value if value.dtype == np.bool_ else value == 0
-    heads = np.broadcast_to(allowed, (*allowed.shape[:-2], _ROWS, context_length)).reshape(-1, _ROWS, context_length)
+    heads = np.broadcast_to(allowed, (*allowed.shape[:-2], rows, context_length)).reshape(-1, rows, context_length)
     if (value.dtype != np.bool_ and ((value != 0) & (value > _HIDDEN)).any()) or (heads != heads[0]).any():
         raise UnsupportedError(
             f"node {node.name} adds a bias to its attention scores, or masks its heads differently.",
@@ -82,12 +83,13 @@ def _read(node: ir.Node, allowed: np.ndarray | None, context_length: int) -> Vis
             "Compile for a target that keeps the Attention operator, such as reference.",
         )
     if allowed is None:
-        allowed = np.ones((_ROWS, context_length), bool)
+        allowed = np.ones((min(_ROWS, context_length), context_length), bool)
+    rows = len(allowed)
     if node.attributes.get_int("is_causal", 0):
-        allowed = allowed & np.tri(_ROWS, context_length, context_length - _ROWS, dtype=bool)
+        allowed = allowed & np.tri(rows, context_length, context_length - rows, dtype=bool)
     windows = set()
-    for row in range(_ROWS):
-        last = context_length - _ROWS + row
+    for row in range(rows):
+        last = context_length - rows + row
         seen = np.flatnonzero(allowed[row])
         if len(seen) == 0 or seen[-1] != last or seen[0] + len(seen) - 1 != last:
             raise UnsupportedError(

@@ -28,7 +28,7 @@ class MergeProjections(InPlacePass):
         """Rewrite every group of products the check accepts."""
         for products in _sharing_input(model.graph):
             if reason := _why_not(products):
-                self.refused[" + ".join(p.name or "?" for p in products)] = reason
+                self.refused[" + ".join(map(_name, products))] = reason
                 continue
             _merge(model.graph, products)
             self.changed += 1
@@ -51,6 +51,10 @@ def _transpose(product: ir.Node) -> ir.Node | None:
     return node if tuple(node.attributes.get_ints("perm", (1, 0))) == (1, 0) else None
 
 
+def _name(product: ir.Node) -> str:
+    return product.name or str(product.outputs[0].name)
+
+
 def _weight(product: ir.Node) -> ir.Value:
     return _transpose(product).inputs[0]
 
@@ -63,7 +67,7 @@ def _why_not(products: list[ir.Node]) -> str:
         if len(list(weight.uses())) > 1 or len(list(product.inputs[1].uses())) > 1:
             return f"weight {weight.name} is used elsewhere too"
         if product.outputs[0].is_graph_output():
-            return f"{product.name} is an output of the graph"
+            return f"{_name(product)} is an output of the graph"
         blocks = match_blockwise(weight)
         if blocks is not None:
             kinds.add((blocks.values.dtype, blocks.scales.dtype, blocks.group_size, blocks.offset))
