@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -80,6 +81,9 @@ def test_ctrl_c_ends_an_answer_quietly(demo_artifact: Artifact):
     assert (process.returncode, err) == (130, b"")
 
 
+PATIENCE_S = 120  # a screen that shows nothing new for so long will not
+
+
 class Terminal:
     """A person at a terminal with ``aicc`` running on it."""
 
@@ -102,6 +106,8 @@ class Terminal:
     def wait_for(self, pattern: str) -> None:
         """Read the screen until ``pattern`` appears, and forget it and what came before."""
         while not (found := re.search(pattern, self.shown)):
+            ready, _, _ = select.select([self._screen], [], [], PATIENCE_S)
+            assert ready, f"{pattern!r} did not appear; the screen was: {self.shown}"
             try:
                 new = os.read(self._screen, 1000)
             except OSError as error:  # the program has ended
@@ -116,13 +122,13 @@ class Terminal:
 
 
 def test_ctrl_c_in_a_chat_stops_the_answer_and_not_the_program(demo_artifact: Artifact):
-    terminal = Terminal("chat", demo_artifact.path, "--temperature", "1", "--max-tokens", "5000")
+    terminal = Terminal("chat", demo_artifact.path, "--temperature", "0", "--max-tokens", "5000")
     terminal.wait_for("> ")
-    terminal.type("Count to a thousand, one number a line.\n")
-    terminal.wait_for("a line\\.\r\n")  # the echo of what was typed
+    terminal.type("Write a very long story about the sea.\n")
+    terminal.wait_for("the sea\\.\r\n")  # the echo of what was typed
     terminal.wait_for("[a-z]{3}")  # the model speaks
     terminal.type("\x03")
-    terminal.wait_for("(stopped)")
+    terminal.wait_for("\\(stopped\\)")
     terminal.wait_for("> ")
     terminal.type("\x03")  # at the prompt it only starts a new line
     terminal.wait_for("> ")
