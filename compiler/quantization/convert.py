@@ -15,10 +15,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from aicc.compiler.quantization.blockwise import BlockwiseWeight
+from aicc.runtime.errors import UnsupportedError
 
 Floats = NDArray[np.float32]
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
-_NUMPY = {4: ml_dtypes.uint4, 8: np.int8}
+_LARGEST = {4: 7.5 * 65504, 8: 127 * 65504.0}  # what the largest float16 scale reaches
 _ONNX = {4: ir.DataType.UINT4, 8: ir.DataType.INT8}
 
 
@@ -87,7 +88,27 @@ def quantize_uint4(matrix: Floats, group_size: int) -> tuple[NDArray, NDArray, N
     return values.reshape(matrix.shape).astype(ml_dtypes.uint4), scales, zero.astype(ml_dtypes.uint4)
 
 
-def lazy_quantized(read: Callable[[], Floats], shape: tuple[int, int], bits: int, group_size: int) -> QuantizedTensors:
+def to_float16(matrix: Floats, name: str) -> NDArray[np.float16]:
+    """The matrix rounded to float16.
+
+    Raises:
+        UnsupportedError: A value is too large for it, or is not a number.
+    """
+    _require(matrix, name, float(np.finfo(np.float16).max), "float16")
+    return matrix.astype(np.float16)
+
+
+def _require(matrix: Floats, name: str, limit: float, what: str) -> None:
+    largest = float(np.abs(matrix).max(initial=0))
+    if not largest <= limit:  # true of NaN too
+        raise UnsupportedError(
+            f"weight {name} has a value of {largest:g}, which {what} cannot hold.", "Compile with --quant fp32."
+        )
+
+
+def lazy_quantized(
+    read: Callable[[], Floats], shape: tuple[int, int], bits: int, group_size: int, name: str
+) -> QuantizedTensors:
     """Initializers of a matrix quantised when they are first read, and dropped when all were read.
 
     Args:
@@ -95,6 +116,8 @@ def lazy_quantized(read: Callable[[], Floats], shape: tuple[int, int], bits: int
         shape: Its rows and columns.
         bits: 4 (asymmetric) or 8 (symmetric).
         group_size: Columns that share a scale; divides the columns.
+        name: The weight, for messages: reading one with a value that is too large, or is not a
+            number, raises :class:`~aicc.runtime.errors.UnsupportedError`.
     """
     rows, columns = shape
     groups = columns // group_size
@@ -103,7 +126,9 @@ def lazy_quantized(read: Callable[[], Floats], shape: tuple[int, int], bits: int
 
     def take(index: int) -> ir.TensorProtocol:
         if index not in made:  # each part is read once per writing; the last reader empties the store
-            made.update(enumerate(quantize(read(), group_size)))
+            matrix = read()
+            _require(matrix, name, _LARGEST[bits], f"int{bits} with float16 scales")
+            made.update(enumerate(quantize(matrix, group_size)))
         return ir.tensor(made.pop(index))
 
     def lazy(index: int, dtype: ir.DataType, dims: list[int]) -> ir.LazyTensor:

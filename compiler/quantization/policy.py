@@ -20,8 +20,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.quantization.blockwise import BlockwiseWeight, add_blockwise, match_blockwise
-from aicc.compiler.quantization.convert import Floats, lazy_quantized, reader
-from aicc.runtime.errors import UsageError
+from aicc.compiler.quantization.convert import Floats, lazy_quantized, reader, to_float16
+from aicc.runtime.errors import UnsupportedError, UsageError
 from aicc.runtime.target import Target
 
 Quant = Literal["auto", "fp32", "fp16", "int8", "int4"]
@@ -53,6 +53,7 @@ def quantize(imported: ImportedModel, target: Target, quant: Quant, group_size: 
 
     Raises:
         UsageError: The target has no such format, or the group size makes no sense.
+        UnsupportedError: No weight can be given the format that was asked for.
     """
     if group_size is not None and (quant not in ("int8", "int4") or group_size < 1):
         raise UsageError(
@@ -64,6 +65,12 @@ def quantize(imported: ImportedModel, target: Target, quant: Quant, group_size: 
     described: Counter[str] = Counter()
     for use in find_weights(imported.graph):
         described[_convert(imported, use, target, quant, group_size)] += 1
+    if bits and quant != "fp32" and not described:
+        raise UnsupportedError(
+            f"no weight of this graph can become {quant}: only matrices of {_MIN_ELEMENTS} values and more that are "
+            "multiplied through a Transpose, or looked up, are converted.",
+            "Compile with --quant auto, which leaves them as they are.",
+        )
     RemoveUnusedNodesPass()(imported.graph)
     return ", ".join(name for name, _ in described.most_common()) or "as in the source"
 
@@ -79,7 +86,7 @@ def find_weights(model: ir.Model) -> list[WeightUse]:
         else:
             continue
         blockwise = match_blockwise(value)
-        if blockwise is None and not _is_float_matrix(value):
+        if (blockwise is None and not _is_float_matrix(value)) or value.is_graph_output():
             continue
         table = table or (value.name in found and found[value.name].is_table)
         found[value.name] = WeightUse(value, blockwise, table)
@@ -128,7 +135,7 @@ def _to_float(graph: ir.Graph, use: WeightUse, dtype: ir.DataType) -> str:
     name = use.value.name
     half = dtype == ir.DataType.FLOAT16
     tensor = ir.LazyTensor(
-        lambda: ir.tensor(read().astype(np.float16) if half else read()), dtype=dtype, shape=ir.Shape(shape)
+        lambda: ir.tensor(to_float16(read(), name) if half else read()), dtype=dtype, shape=ir.Shape(shape)
     )
     stored = ir.Value(
         name=f"{name}.{dtype.numpy().name}", type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor
@@ -140,7 +147,7 @@ def _to_float(graph: ir.Graph, use: WeightUse, dtype: ir.DataType) -> str:
         new = cast.outputs[0]
         new.name, new.type, new.shape = f"{name}.float", ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
         graph.insert_before(graph[0], cast)
-    ir.convenience.replace_all_uses_with(use.value, new)
+    _replace(graph, use.value, new)
     return f"{dtype.numpy().name}{_table(use)}"
 
 
@@ -157,12 +164,23 @@ def _to_integers(imported: ImportedModel, use: WeightUse, target: Target, bits: 
             f"{target.name} does not multiply with int{bits} weights in groups of {group}.",
             f"Its group sizes are {', '.join(map(str, sizes))} (0 is a whole row).",
         )
-    tensors = lazy_quantized(read, shape, bits, group)
+    tensors = lazy_quantized(read, shape, bits, group, use.value.name)
     name = f"{use.value.name}.int{bits}"
     new = add_blockwise(graph, name, tensors.values, tensors.scales, group, zero_points=tensors.zero_points)
-    ir.convenience.replace_all_uses_with(use.value, new)
+    _replace(graph, use.value, new)
     size = "by row" if group == shape[1] else f"group {group}"
     return f"{tensors.values.dtype.numpy().name} {size}{_table(use)}"
+
+
+def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let ``new`` stand for ``old``, in the type the graph computes in."""
+    if old.dtype != new.dtype:
+        cast = ir.node("Cast", [new], attributes={"to": int(old.dtype)})
+        cast.outputs[0].name = f"{new.name}.{old.dtype.numpy().name}"
+        cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(old.dtype), new.shape
+        graph.insert_after(new.producer(), cast) if new.producer() else graph.insert_before(graph[0], cast)
+        new = cast.outputs[0]
+    ir.convenience.replace_all_uses_with(old, new)
 
 
 def _reader(use: WeightUse) -> tuple[Callable[[], Floats], tuple[int, int]]:
