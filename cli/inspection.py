@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -89,16 +88,8 @@ def look_into(path: Path, verify: bool) -> InspectDocument:
 
 def _report(artifact: Artifact) -> CompileReport:
     """The report with its types checked; what was measured is zero where timings.json is gone."""
-    report: dict[str, Any] = artifact.report()
-    phases = report.get("phases")
-    for phase in phases if isinstance(phases, list) else []:
-        if isinstance(phase, dict):
-            phase.setdefault("seconds", 0.0)
-            phase.setdefault("peak_rss_bytes", 0)
-            for record in phase.get("passes") or []:
-                record.setdefault("seconds", 0.0)
     try:
-        return msgspec.convert(report, CompileReport)
+        return msgspec.convert(artifact.report(), CompileReport)
     except msgspec.ValidationError as error:
         raise IntegrityError(
             f"{artifact.path / REPORT_PATH}: {error}.", "Copy the artifact again, or compile it again."

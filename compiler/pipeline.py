@@ -131,7 +131,7 @@ def compile_model(
 @contextmanager
 def _phase(report: CompileReport, name: str, progress: Progress, message: str) -> Iterator[PhaseRecord]:
     progress(name, message)
-    record = PhaseRecord(name=name, seconds=0.0, peak_rss_bytes=0)
+    record = PhaseRecord(name)
     report.phases.append(record)
     started = time.perf_counter()
     yield record

@@ -11,9 +11,9 @@ class PassRecord(msgspec.Struct):
     """What one pass changed. ``refused`` says which near misses it left alone, and why."""
 
     name: str
-    seconds: float
     nodes_before: int
     nodes_after: int
+    seconds: float = 0.0  # 0 if it was not measured, or timings.json is gone
     changed: int = 0  # matches rewritten
     refused: dict[str, str] = {}
 
@@ -22,8 +22,8 @@ class PhaseRecord(msgspec.Struct):
     """How long one phase took, and what its passes did."""
 
     name: str  # import | optimize | quantize | lower | package
-    seconds: float
-    peak_rss_bytes: int  # of the process so far, at the end of the phase
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0  # of the process so far, at the end of the phase
     passes: list[PassRecord] = []
 
 

@@ -91,7 +91,7 @@ def decoder_facts() -> LlmFacts:
 
 
 def small_report(seconds: float = 1.5) -> CompileReport:
-    fold = PassRecord("fold", seconds, 10, 9, changed=1)
+    fold = PassRecord("fold", 10, 9, seconds, changed=1)
     phases = [PhaseRecord("import", seconds, 1000), PhaseRecord("optimize", seconds, 2000, [fold])]
     return CompileReport("null:cpu", "int4 group 32", phases, [OpCoverage("MatMul", 1)])
 

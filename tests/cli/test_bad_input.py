@@ -1,5 +1,6 @@
 """Bad input, class by class: one line that names the cause and the remedy, the right exit code, nothing left behind."""
 
+import hashlib
 import json
 import shutil
 import struct
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -16,6 +18,7 @@ from onnx import TensorProto, helper
 
 from aicc.compiler.models import pull
 from aicc.runtime.artifact import Artifact
+from aicc.runtime.manifest import FileEntry, encode_manifest
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,22 @@ def file_cut_short(b: Bench) -> list:
     return ["run", path]
 
 
+def report(content: str) -> Callable[[Bench], list]:
+    """An artifact whose manifest vouches for a report that nobody would write."""
+
+    def damaged_report(b: Bench) -> list:
+        path = b.artifact()
+        data = content.encode()
+        (path / "report.json").write_bytes(data)
+        manifest = Artifact.open(b.tensors).manifest
+        entry = FileEntry("report.json", len(data), hashlib.sha256(data).hexdigest())
+        files = tuple(entry if old.path == entry.path else old for old in manifest.files)
+        (path / "manifest.json").write_bytes(encode_manifest(msgspec.structs.replace(manifest, files=files)))
+        return ["inspect", path]
+
+    return damaged_report
+
+
 def artifact_of_a_later_major_version(b: Bench) -> list:
     path = b.artifact()
     text = (path / "manifest.json").read_text()
@@ -230,6 +249,10 @@ CASES: list[tuple[Callable[[Bench], list], int, str]] = [
     (changed_byte_in_the_weights, 7, "weights/model.bin"),
     (changed_byte_in_the_manifest, 7, "manifest.json"),
     (file_cut_short, 7, "graph/model.onnx"),
+    (report('{"target": "t", "quantization": "q", "phases": [{"name": "import", "passes": ["x"]}]}'), 7, "passes[0]"),
+    (report('{"target": "t", "quantization": "q", "phases": [{"name": "import", "passes": 3}]}'), 7, "passes"),
+    (report('{"target": "t", "quantization": "q", "phases": ["import"]}'), 7, "phases[0]"),
+    (report("[]"), 7, "report.json"),
     (artifact_of_a_later_major_version, 4, "format 2"),
     (device_it_was_not_compiled_for, 4, "openvino:npu"),
     (prompt_longer_than_the_context, 2, "context holds 8192"),

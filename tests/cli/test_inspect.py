@@ -111,7 +111,7 @@ def test_every_picture_is_told_in_words(demo_document: InspectDocument):
 
 
 def test_nothing_from_an_artifact_becomes_markup(demo_document: InspectDocument):
-    passes = [PassRecord(HOSTILE, 1.0, 10, 5, refused={HOSTILE: HOSTILE})]
+    passes = [PassRecord(HOSTILE, 10, 5, 1.0, refused={HOSTILE: HOSTILE})]
     report = CompileReport(
         HOSTILE,
         HOSTILE,

@@ -75,7 +75,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         Path(directory, DECODER_FILE).write_bytes(msgspec.json.encode(DecoderLayout(tuple(layers))))
         files.append(DECODER_FILE)
     write_ir(model, outline.placed, weights, Path(directory, GRAPH_FILE))
-    record = PassRecord("convert to OpenVINO", time.perf_counter() - started, before, len(model.get_ops()))
+    record = PassRecord("convert to OpenVINO", before, len(model.get_ops()), time.perf_counter() - started)
     return LoweredVariant(
         files=files,
         requires={"openvino": ov.__version__.split("-")[0]},
