@@ -57,9 +57,20 @@ def correct_graph(model: ir.Model, config: Any, task: str) -> None:
 
 
 def context_length(config: Any, built_length: int) -> int:
-    """Tokens the graph is exact for: attention over a window is computed over everything instead."""
-    window = getattr(config, "sliding_window", None)
-    return min(built_length, window) if window and config.model_type in _IGNORES_WINDOW else built_length
+    """Tokens the graph is exact for.
+
+    Attention over a window is computed over everything instead; and LongRoPE turns by other angles
+    as soon as any position of a step is beyond the original length, which keys in the cache, and
+    other sequences in the step, know nothing of.
+    """
+    limits = [built_length]
+    if config.model_type in _IGNORES_WINDOW:
+        limits.append(getattr(config, "sliding_window", None) or built_length)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        original = getattr(config, "original_max_position_embeddings", None)
+        limits.append(rope.get("original_max_position_embeddings") or original or built_length)
+    return min(limits)
 
 
 def position_offset(config: Any) -> int:

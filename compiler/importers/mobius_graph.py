@@ -138,8 +138,8 @@ def build_graph(hf_config: Any, where: str) -> BuiltGraph:
     full, length = config.max_position_embeddings, context_length(hf_config, config.max_position_embeddings)
     notes = []
     if length < full:
-        window = "beyond, this model attends to a window, and the graph attends to everything"
-        notes.append(f"the context is {length} of {full} tokens: {window}")
+        why = "beyond, this model attends to a window, or turns positions by other angles, and the graph does not"
+        notes.append(f"the context is {length} of {full} tokens: {why}")
     return BuiltGraph(package["model"], module, config, task, length, notes)
 
 

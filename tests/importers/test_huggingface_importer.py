@@ -165,3 +165,10 @@ def test_an_architecture_not_known_here_names_the_other_importer(llama_folder: P
     with pytest.raises(UnsupportedError) as refused:
         imported_from(llama_folder)
     assert "--importer optimum" in refused.value.remedy
+
+
+def test_context_is_cut_to_the_original_length_where_positions_are_scaled_beyond_it(tmp_path: Path) -> None:
+    make_decoder("phi3 long positions").save_pretrained(tmp_path)
+    imported = imported_from(tmp_path)
+    assert imported.llm.context_length == 32
+    assert any("turns positions by other angles" in note for note in imported.notes)
