@@ -1,0 +1,66 @@
+"""Miniatures of every decoder architecture through the whole pipeline to openvino:cpu, against transformers."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from aicc.compiler.importers import Source
+from aicc.compiler.pipeline import compile_model
+from aicc.runtime import Model, load
+from aicc.runtime.errors import UnsupportedError
+from aicc.runtime.provider import TokenBatch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
+from miniatures import DECODERS, make_decoder
+from tolerances import assert_within
+
+CAPPED = ("gemma2",)  # soft-caps its attention scores, which the paged kernel cannot
+TOKENS = 28  # beyond every window, within every context
+
+
+def _compile(name: str, folder: Path) -> tuple[Path, NDArray[np.int64], list[NDArray[np.float32]]]:
+    """The artifact, two sequences ``[2, TOKENS]`` and what transformers computes for each."""
+    model = make_decoder(name)
+    model.save_pretrained(folder)
+    ids = torch.randint(3, 211, (2, TOKENS), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(ids).logits.numpy()
+    compile_model(Source(folder, "huggingface", "miniature"), "openvino:cpu", folder / "m.aicc", quant="fp32")
+    return folder / "m.aicc", ids.numpy(), list(expected)
+
+
+def _step(
+    model: Model, tokens: list[NDArray[np.int64]], past: list[int], pages: list[list[int]]
+) -> NDArray[np.float32]:
+    """Logits of every new token of several sequences in one step."""
+    starts = np.cumsum([0, *map(len, tokens)]).astype(np.int32)
+    ends = np.cumsum([0, *map(len, pages)]).astype(np.int32)
+    flat = np.concatenate(tokens)
+    owned = np.concatenate(pages).astype(np.int32)
+    batch = TokenBatch(flat, starts, np.array(past, np.int32), owned, ends, np.arange(len(flat), dtype=np.int32))
+    return model._executable.forward(batch).copy()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", [name for name in DECODERS if name not in CAPPED])
+def test_a_decoder_computes_what_transformers_computes_at_once_and_in_steps(name: str, tmp_path: Path) -> None:
+    path, ids, expected = _compile(name, tmp_path)
+    with load(path, kv_tokens=512) as model:
+        assert_within("model", model.logits(ids[0].tolist()), expected[0])
+        # Two sequences at different places: a long prompt beside a short one, then pieces of different lengths.
+        first = _step(model, [ids[0, :20], ids[1, :3]], [0, 0], [[0, 1], [2, 3]])
+        second = _step(model, [ids[0, 20:21], ids[1, 3:27]], [20, 3], [[0, 1], [2, 3]])
+        third = _step(model, [ids[0, 21:], ids[1, 27:]], [21, 27], [[0, 1], [2, 3]])
+    assert_within("model", np.concatenate([first[:20], second[:1], third[:7]]), expected[0])
+    assert_within("model", np.concatenate([first[20:], second[1:], third[7:]]), expected[1])
+
+
+@pytest.mark.parametrize("name", CAPPED)
+def test_an_attention_the_chip_cannot_run_is_refused_by_node(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"layers\.0.*Attention.*softcap") as refused:
+        _compile(name, tmp_path)
+    assert "reference" in refused.value.remedy
+    assert not (tmp_path / "m.aicc").exists()
