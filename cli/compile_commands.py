@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aicc.compiler.report import CompileReport
 
 DEFAULT_TARGET = "openvino:cpu"  # runs wherever the project's own tests do
+# As the compiler has them, which --help cannot afford to import.
 QUANTS = ("auto", "fp32", "fp16", "int8", "int4")
 IMPORTERS = ("auto", "mobius", "optimum")
 PHASES = ("import", "optimize", "quantize", "lower", "package")

@@ -1,4 +1,7 @@
-"""The objects that ``--json`` prints, one class a command; ``docs/cli.md`` is generated from them.
+"""Objects that ``--json`` prints; ``docs/cli.md`` is generated from them.
+
+``bench``, ``check``, ``compile`` and ``inspect`` print what the modules that make it define; ``cli/reference.py``
+lists all of them.
 
 Sizes are bytes, times seconds, rates per second. Text fields are empty when there is nothing to
 say; fields that can be unknown say ``null``.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from aicc.cli.output import facts, human_bytes, note, print_json, print_result, table
+from aicc.cli.output import facts, human_bytes, note, print_json, print_result, table, write_atomically
 
 if TYPE_CHECKING:
     from aicc.cli.inspection import InspectDocument
@@ -36,21 +35,12 @@ def inspect(artifact: Path, as_json: bool, verify: bool, html: Path | None) -> N
     if html is not None:
         from aicc.cli.inspect_page import render
 
-        write_atomically(html, render(document).encode())
+        page = render(document).encode()
+        write_atomically({html: lambda file: file.write(page)})
         note(f"wrote {html}")
     if as_json:
         return print_json(document)
     _print(document)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or the whole new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _print(document: InspectDocument) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from aicc.cli.compile_commands import compiler
-from aicc.cli.output import Progress, facts, human_bytes, print_json, print_result
-from aicc.cli.run_commands import input_option, runtime_options
+from aicc.cli.output import Progress, facts, human_bytes, note, note_compatibility, print_json, print_result
+from aicc.cli.run_commands import input_option, refuse_options, runtime_options
 
 COUNT = click.IntRange(min=1)
 
@@ -39,11 +39,19 @@ def bench(
     inputs given or on made-up ones.
     """
     from aicc.cli.run_tensors import read_inputs
+    from aicc.runtime.artifact import Artifact
     from aicc.runtime.bench import DecoderBench, bench_artifact
 
+    if Artifact.open(artifact).manifest.kind == "decoder":
+        refuse_options(("inputs",), f"{artifact} is a language model.")
+    else:
+        for_decoders = ("prompt_tokens", "decode_tokens")
+        refuse_options(for_decoders, f"{artifact} is a model of tensors.")
     result = bench_artifact(
         artifact, prompt_tokens, decode_tokens, repeat, threads, device, read_inputs(inputs) or None
     )
+    if result.remark:
+        note(f"note: {result.remark}")
     if as_json:
         return print_json(result)
     rows = [("on", f"{result.device}, {result.threads} threads"), ("load", f"{result.load_s:.2f} s")]
@@ -99,6 +107,7 @@ def evaluate(
             imported = import_model(source, digest=False)
             with load(artifact, device, threads) as model:
                 assert isinstance(model, Model)
+                note_compatibility(model.compatibility)
                 quality = measure_quality(model, imported, text, lambda line: progress("compare", line))
     if as_json:
         import msgspec

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.status import Status
+
+    from aicc.runtime.provider import Compatibility
 
 PIPE_WIDTH = 200  # columns of a table nobody's terminal wraps
 
@@ -44,6 +48,12 @@ def note(text: str) -> None:
     print(one_line(text), file=sys.stderr, flush=True)
 
 
+def note_compatibility(compatibility: Compatibility) -> None:
+    """Say on stderr why an artifact is not at its best here, if it is not."""
+    if compatibility.reason:
+        note(f"note: {compatibility.reason}")
+
+
 def print_json(document: Any) -> None:
     """Print one JSON object, indented, numbers that are not finite as null."""
     import msgspec
@@ -65,6 +75,28 @@ def write_text(text: str) -> None:
     """Stream a piece of generated text to stdout: as it is into a pipe, cleaned on a terminal."""
     sys.stdout.write(clean(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def write_atomically(files: Mapping[Path, Callable[[IO[bytes]], object]]) -> None:
+    """Write files so that each is either the old one or the whole new one.
+
+    All are written beside their places before the first takes its own, so a full disk changes
+    none. Only then are they renamed one by one: if the system refuses one of those (a folder has
+    its name), the files before it are the new ones already.
+
+    Args:
+        files: What writes the content of each.
+    """
+    partial = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in files}
+    try:
+        for path, write in files.items():
+            with partial[path].open("wb") as file:
+                write(file)
+        for path in files:
+            partial[path].replace(path)
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
 
 
 def _console(stream: TextIO) -> Console:

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from aicc.cli.output import note, print_json, write_text
+from aicc.cli.output import note, note_compatibility, print_json, write_text
 
 if TYPE_CHECKING:
     from aicc.runtime import Model
     from aicc.runtime.request import Piece, Request
 
+SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
 CHAT_TOKENS = 2048  # long enough for any answer, short enough for one that repeats itself
 
 
@@ -32,6 +34,36 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Target, family or device the artifact must have been compiled for. Nothing else is used "
         "instead. [default: what it was first compiled for]",
     )(command)
+
+
+def kv_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--kv-tokens``, of commands that run a language model."""
+    return click.option(
+        "--kv-tokens",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Tokens the KV cache holds, over all conversations at once. [default: one full context]",
+    )(command)
+
+
+def refuse_options(names: Sequence[str], why: str) -> None:
+    """Refuse options of the running command that would have no effect.
+
+    Args:
+        names: Parameters of the command.
+        why: What the artifact is that has no use for them.
+
+    Raises:
+        click.UsageError: One was given.
+    """
+    context = click.get_current_context()
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"{', '.join(given)} would have no effect: {why}")
 
 
 def input_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,6 +117,7 @@ def sampling_options(temperature: float, max_tokens: int) -> Callable[[Callable[
     "--signature", metavar="NAME", default="default", show_default=True, help="Entry point of a model of tensors."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
+@kv_option
 @runtime_options
 def run(
     artifact: Path,
@@ -101,6 +134,7 @@ def run(
     output_dir: Path | None,
     signature: str,
     as_json: bool,
+    kv_tokens: int | None,
     device: str | None,
     threads: int | None,
 ) -> None:
@@ -116,17 +150,18 @@ def run(
 
         if prompt is not None:
             raise click.UsageError(f"{artifact} is a model of tensors: it takes --input NAME=FILE, not a prompt.")
+        for_decoders = ("system", *SAMPLING, "raw", "kv_tokens")
+        refuse_options(for_decoders, f"{artifact} is a model of tensors.")
         if output_dir is None and not as_json:
             raise click.UsageError("Missing option '--output-dir': where to write the outputs.")
         return run_tensors(artifact, inputs, output_dir, signature, as_json, device, threads)
-    if inputs or output_dir is not None:
-        option = "--input" if inputs else "--output-dir"
-        raise click.UsageError(f"{option} is for models of tensors, and {artifact} is a language model: give a prompt.")
+    for_tensors = ("inputs", "output_dir", "signature")
+    refuse_options(for_tensors, f"{artifact} is a language model and takes a prompt.")
     if prompt is None:
         raise click.UsageError("Missing argument 'PROMPT' (- reads it from standard input).")
     options = _sampling(max_tokens, temperature, top_p, top_k, seed, stop)
     text = sys.stdin.read() if prompt == "-" else prompt
-    with _load(artifact, device, threads) as (model, load_s):
+    with _load(artifact, device, threads, kv_tokens) as (model, load_s):
         answer(model, text, system, raw, options, load_s, as_json)
 
 
@@ -187,6 +222,7 @@ def answer(
 @click.command(short_help="Talk to a model.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @sampling_options(temperature=0.3, max_tokens=CHAT_TOKENS)
+@kv_option
 @runtime_options
 def chat(
     artifact: Path,
@@ -197,6 +233,7 @@ def chat(
     top_k: int,
     seed: int | None,
     stop: tuple[str, ...],
+    kv_tokens: int | None,
     device: str | None,
     threads: int | None,
 ) -> None:
@@ -211,7 +248,7 @@ def chat(
     if Artifact.open(artifact).manifest.kind != "decoder":
         raise UsageError(f"{artifact} is a model of tensors and cannot chat.", "Run it: aicc run ARTIFACT --input …")
     options = _sampling(max_tokens, temperature, top_p, top_k, seed, stop)
-    with _load(artifact, device, threads) as (model, load_s):
+    with _load(artifact, device, threads, kv_tokens) as (model, load_s):
         note(
             f"{model.manifest.name} on {model.device}, loaded in {load_s:.2f} s; /reset, /exit, Ctrl-C stops an answer"
         )
@@ -303,12 +340,13 @@ def start(
 class _load:
     """Context manager: the model of an artifact and the seconds loading took."""
 
-    def __init__(self, artifact: Path, device: str | None, threads: int | None) -> None:
+    def __init__(self, artifact: Path, device: str | None, threads: int | None, kv_tokens: int | None) -> None:
         from aicc.runtime import load
 
         started = time.perf_counter()
-        self._model: Any = load(artifact, device, threads)
+        self._model: Any = load(artifact, device, threads, kv_tokens)
         self._seconds = time.perf_counter() - started
+        note_compatibility(self._model.compatibility)
 
     def __enter__(self) -> tuple[Model, float]:
         return self._model, self._seconds

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aicc.cli.documents import OutputInfo, RunTensorsDocument
-from aicc.cli.output import note, print_json, print_result
+from aicc.cli.output import note, note_compatibility, print_json, print_result, write_atomically
 from aicc.runtime import load
 from aicc.runtime.errors import UsageError
 from aicc.runtime.provider import Array
@@ -34,7 +34,7 @@ def run_tensors(
     Args:
         artifact: A model of tensors.
         inputs: ``name=file`` each.
-        output_dir: Gets one ``.npy`` file for each output, all of them or none; None writes nothing.
+        output_dir: Gets one ``.npy`` file for each output; None writes nothing.
         signature: Entry point.
         as_json: Print the document instead of a line for each output.
         device: What it must have been compiled for.
@@ -47,6 +47,7 @@ def run_tensors(
     started = time.perf_counter()
     session: Session = load(artifact, device, threads)  # type: ignore[assignment]
     load_s = time.perf_counter() - started
+    note_compatibility(session.compatibility)
     with session:
         started = time.perf_counter()
         outputs = session.run(arrays, signature)
@@ -96,7 +97,7 @@ def _read_array(path: Path, name: str) -> Array:
 
 
 def write_outputs(outputs: dict[str, Array], folder: Path) -> dict[str, str]:
-    """Write every output, or none if one fails.
+    """Write every output to a file of its own, as :func:`write_atomically` does.
 
     Returns:
         The file of each output. Names that cannot be file names are changed to ones that can.
@@ -108,14 +109,5 @@ def write_outputs(outputs: dict[str, Array], folder: Path) -> dict[str, str]:
         while folder / f"{stem}.npy" in files.values():
             stem += "_"
         files[name] = folder / f"{stem}.npy"
-    partial = {name: path.with_name(f".{path.name}.{os.getpid()}.partial") for name, path in files.items()}
-    try:
-        for name, array in outputs.items():
-            with partial[name].open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-        for name, path in files.items():
-            partial[name].replace(path)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+    write_atomically({files[name]: partial(np.save, arr=array, allow_pickle=False) for name, array in outputs.items()})
     return {name: str(path) for name, path in files.items()}

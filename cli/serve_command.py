@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from aicc.cli.output import note
-from aicc.cli.run_commands import runtime_options
+from aicc.cli.run_commands import kv_option, runtime_options
 
 
 @click.command(short_help="Serve a model over HTTP, as OpenAI's API does.")
@@ -17,12 +17,7 @@ from aicc.cli.run_commands import runtime_options
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0 is any free."
 )
 @click.option("--alias", metavar="NAME", help="What requests call the model. [default: the artifact's name]")
-@click.option(
-    "--kv-tokens",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Tokens the KV cache holds over all conversations at once. [default: one full context]",
-)
+@kv_option
 @click.option(
     "--insecure", is_flag=True, help="Allow an address that other machines can reach; nobody is asked for a key."
 )

@@ -24,8 +24,8 @@ def optimize(imported: ImportedModel, target: Target) -> list[PassRecord]:
     """Simplify a graph in place; nothing in here knows a target but by what it can do."""
     passes: list[tuple[str, Callable[[ir.Model], object]]] = []
     if imported.info.kind == "onnx":  # graphs built by mobius come optimised
-        passes.append(("flatten old softmax", FlattenSoftmax()))
         passes.append(("onnxscript optimizer", _onnxscript))
+        passes.append(("flatten old softmax", FlattenSoftmax()))  # after it: it gives such a Reshape a newer attribute
     if target.merges_projections and imported.kind == "decoder":
         passes.append(("merge projections", MergeProjections()))
     passes.append(("remove unused", common.RemoveUnusedNodesPass()))

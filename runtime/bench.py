@@ -28,7 +28,8 @@ class DecoderBench(msgspec.Struct, frozen=True):
     Attributes:
         name: The model.
         device: Where it ran, as the device calls itself.
-        threads: Threads it computed with.
+        threads: Threads it was told to compute with, or else the cores this process may use; a provider decides itself
+            how many of those it takes.
         prompt_tokens: Tokens of each prompt.
         decode_tokens: Tokens decoded after the first.
         repeat: Timed runs.
@@ -43,8 +44,9 @@ class DecoderBench(msgspec.Struct, frozen=True):
         peak_rss_bytes: Most memory the process had resident, mapped files included.
         weight_bytes_per_token: Weights read to decode one token, from the manifest.
         read_bandwidth_bytes_per_s: What this machine reads at most, over as many bytes, measured
-            between the repeats with as many threads.
+            once after the repeats, with as many threads.
         bandwidth_fraction: How much of it decoding used.
+        remark: Why the artifact is not at its best here; empty if it is.
     """
 
     name: str
@@ -65,6 +67,7 @@ class DecoderBench(msgspec.Struct, frozen=True):
     weight_bytes_per_token: int
     read_bandwidth_bytes_per_s: float
     bandwidth_fraction: float
+    remark: str = ""
 
 
 class TensorBench(msgspec.Struct, frozen=True):
@@ -73,7 +76,8 @@ class TensorBench(msgspec.Struct, frozen=True):
     Attributes:
         name: The model.
         device: Where it ran, as the device calls itself.
-        threads: Threads it computed with.
+        threads: Threads it was told to compute with, or else the cores this process may use; a provider decides itself
+            how many of those it takes.
         repeat: Timed runs.
         inputs: Shapes it was given, by input.
         load_s: From the path to a model that takes inputs, in this process.
@@ -82,6 +86,7 @@ class TensorBench(msgspec.Struct, frozen=True):
         latency_s_min: The fastest run's.
         latency_s_max: The slowest run's.
         peak_rss_bytes: Most memory the process had resident, mapped files included.
+        remark: Why the artifact is not at its best here; empty if it is.
     """
 
     name: str
@@ -95,6 +100,7 @@ class TensorBench(msgspec.Struct, frozen=True):
     latency_s_min: float
     latency_s_max: float
     peak_rss_bytes: int
+    remark: str = ""
 
 
 BenchResult = DecoderBench | TensorBench
@@ -173,6 +179,7 @@ def _bench_decoder(
         weight_bytes_per_token=facts.weight_bytes_per_token,
         read_bandwidth_bytes_per_s=bandwidth,
         bandwidth_fraction=median(decode) * facts.weight_bytes_per_token / bandwidth,
+        remark=model.compatibility.reason,
     )
 
 
@@ -217,6 +224,7 @@ def _bench_session(
         latency_s_min=min(runs),
         latency_s_max=max(runs),
         peak_rss_bytes=peak_rss_bytes(),
+        remark=session.compatibility.reason,
     )
 
 

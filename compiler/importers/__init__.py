@@ -22,6 +22,7 @@ from aicc.runtime.artifact import LlmFacts, SourceInfo
 from aicc.runtime.errors import UnsupportedError, UsageError
 
 SourceKind = Literal["gguf", "huggingface", "onnx"]
+IMPORTERS = ("auto", "mobius", "optimum")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,8 @@ def import_model(source: Source, importer: str = "auto", digest: bool = True) ->
         )
     if importer == "mobius" and source.kind == "onnx":
         raise UsageError(f"{source.name} is an ONNX file, which is read as it is.", "Leave --importer out.")
-    if importer not in ("auto", "mobius"):
-        raise UsageError(f"there is no importer {importer!r}.", "Choose auto, mobius or optimum.")
+    if importer not in IMPORTERS:
+        raise UsageError(f"there is no importer {importer!r}.", f"Choose one of {', '.join(IMPORTERS)}.")
     module = importlib.import_module(f"aicc.compiler.importers.{_MODULES[source.kind]}")
     imported: ImportedModel = module.import_model(source)
     if digest:

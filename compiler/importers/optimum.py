@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from aicc.compiler.importers import Source
-from aicc.compiler.models import cache_directory
 from aicc.runtime.errors import ResourceError, UnsupportedError, UsageError
+from aicc.runtime.machine import cache_directory
 
 Progress = Callable[[str], None]
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]

@@ -80,6 +80,8 @@ def serve(
         elif engine.error is not None:
             announce(f"the model has failed: {engine.error}; restart the server")
         else:
+            if reason := engine.model.compatibility.reason:
+                announce(f"note: {reason}")
             announce(f"ready on {engine.model.device}")
 
     engine = EngineThread(load_decoder, limits.sequences, changed)

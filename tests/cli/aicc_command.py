@@ -2,15 +2,20 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+
+from aicc.runtime.artifact import Artifact
+from aicc.runtime.manifest import encode_manifest
 
 AICC = str(Path(sys.executable).with_name("aicc"))
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 10  # of the small ONNX model
@@ -55,6 +60,15 @@ def run_aicc(
     )
     assert "Traceback" not in done.stderr, done.stderr
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def made_with_an_older_openvino(artifact: Path, copy: Path) -> Path:
+    """A copy of an artifact for openvino:cpu that says an older OpenVINO made it."""
+    shutil.copytree(artifact, copy)
+    manifest = Artifact.open(artifact).manifest
+    variants = tuple(msgspec.structs.replace(v, requires={"openvino": "2025.0.0"}) for v in manifest.variants)
+    (copy / "manifest.json").write_bytes(encode_manifest(msgspec.structs.replace(manifest, variants=variants)))
+    return copy
 
 
 def save_onnx(

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from aicc_command import WEIGHT, Run, run_aicc, save_onnx
+from aicc_command import WEIGHT, Run, made_with_an_older_openvino, run_aicc, save_onnx
 from onnx import helper
+
+from aicc.runtime.artifact import Artifact
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +36,12 @@ def tensors_artifact(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) 
     assert done.code == 0, done.err
     assert done.out == f"{path}\n"
     return path
+
+
+@pytest.fixture(scope="session")
+def old_demo(demo_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo artifact as an older OpenVINO would have made it."""
+    return made_with_an_older_openvino(demo_artifact.path, tmp_path_factory.mktemp("old") / "demo.aicc")
 
 
 @pytest.fixture

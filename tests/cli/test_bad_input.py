@@ -209,6 +209,16 @@ def arrays_for_a_language_model(b: Bench) -> list:
     return ["run", b.decoder, "--input", f"x={b.array('x', np.ones(3))}"]
 
 
+def of_no_effect(model: str, command: str, *options: str) -> Callable[[Bench], list]:
+    """Options that mean nothing to this kind of model, beside what the command needs."""
+
+    def options_of_no_effect(b: Bench) -> list:
+        needed = ["--json"] if model == "tensors" else ["hello"] if command == "run" else []
+        return [command, getattr(b, model), *needed, *options]
+
+    return options_of_no_effect
+
+
 # Arrays for models of tensors.
 
 
@@ -260,6 +270,26 @@ CASES: list[tuple[Callable[[Bench], list], int, str]] = [
     (temperature_that_is_no_number, 2, "temperature"),
     (prompt_for_a_model_of_tensors, 2, "--input"),
     (arrays_for_a_language_model, 2, "--input"),
+    *(
+        (of_no_effect("tensors", "run", *words), 2, f"{words[0]} would have no effect")
+        for words in (
+            ["--temperature", "0.5"],
+            ["--top-p", "0.5"],
+            ["--top-k", "5"],
+            ["--seed", "1"],
+            ["--stop", "x"],
+            ["--system", "x"],
+            ["--raw"],
+            ["--max-tokens", "256"],  # even where it says what is the default
+            ["--kv-tokens", "64"],
+        )
+    ),
+    (of_no_effect("tensors", "run", "--seed", "1", "--raw"), 2, "--seed, --raw would have no effect"),
+    (of_no_effect("tensors", "bench", "--prompt-tokens", "8"), 2, "--prompt-tokens would have no effect"),
+    (of_no_effect("tensors", "bench", "--decode-tokens", "8"), 2, "--decode-tokens would have no effect"),
+    (of_no_effect("decoder", "run", "--signature", "default"), 2, "--signature would have no effect"),
+    (of_no_effect("decoder", "run", "--output-dir", "out"), 2, "--output-dir would have no effect"),
+    (of_no_effect("decoder", "bench", "--input", "x=x.npy"), 2, "--input would have no effect"),
     (array_missing, 2, "'y'"),
     (array_of_another_type, 2, "float64"),
     (array_with_python_objects, 2, "x.npy"),

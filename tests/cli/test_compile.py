@@ -8,10 +8,20 @@ import onnx
 from aicc_command import Run, save_onnx
 from onnx import TensorProto, helper
 
+from aicc.cli import compile_commands
 from aicc.cli.inspection import CompileDocument
 from aicc.compiler.check import CheckReport
+from aicc.compiler.importers import IMPORTERS
 from aicc.compiler.models import MODELS
+from aicc.compiler.pipeline import PHASES
+from aicc.compiler.quantization.policy import QUANTS
 from aicc.runtime.artifact import Artifact
+
+
+def test_the_choices_are_the_compilers():
+    assert compile_commands.PHASES == PHASES
+    assert compile_commands.QUANTS == QUANTS
+    assert compile_commands.IMPORTERS == IMPORTERS
 
 
 def test_pull_prints_the_path_of_a_model_and_lists_what_there_is(aicc: Run):

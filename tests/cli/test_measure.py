@@ -36,9 +36,18 @@ def test_bench_of_a_model_of_tensors_takes_its_inputs(aicc: Run, tensors_artifac
     assert "one run" in aicc("bench", tensors_artifact, "--repeat", 2).out
 
 
-def test_eval_compares_an_artifact_with_its_source_on_a_text(aicc: Run, demo_artifact: Artifact, tmp_path: Path):
+def test_bench_says_what_is_not_as_it_was_compiled(aicc: Run, old_demo: Path):
+    done = aicc("bench", old_demo, "--prompt-tokens", 2, "--decode-tokens", 1, "--repeat", 1, "--json")
+    remark = msgspec.json.decode(done.out, type=DecoderBench).remark
+    assert remark.startswith("it was made with OpenVINO 2025.0.0")
+    assert done.err == f"note: {remark}\n"
+
+
+def test_eval_compares_an_artifact_with_its_source_on_a_text_and_says_what_is_not_as_compiled(
+    aicc: Run, old_demo: Path, tmp_path: Path
+):
     (tmp_path / "text.txt").write_text(TEXT)
-    words = ["eval", demo_artifact.path, "--reference", "smollm2-135m", "--text", tmp_path / "text.txt", "--json"]
+    words = ["eval", old_demo, "--reference", "smollm2-135m", "--text", tmp_path / "text.txt", "--json"]
     done = aicc(*words)
     result = msgspec.json.decode(done.out, type=EvalDocument)
     assert set(json.loads(done.out)) == {field.name for field in msgspec.structs.fields(EvalDocument)}
@@ -48,6 +57,7 @@ def test_eval_compares_an_artifact_with_its_source_on_a_text(aicc: Run, demo_art
     assert abs(result.ppl / result.ppl_reference - 1) < 0.05
     assert result.text.startswith("text.txt sha256:")
     assert result.tokens > 30
+    assert "note: it was made with OpenVINO 2025.0.0" in done.err
 
 
 def test_eval_needs_a_language_model(aicc: Run, tensors_artifact: Path):
@@ -55,10 +65,11 @@ def test_eval_needs_a_language_model(aicc: Run, tensors_artifact: Path):
     assert (done.code, done.err.count("\n")) == (2, 1)
 
 
-def test_serve_answers_until_ctrl_c(demo_artifact: Artifact):
-    words = [AICC, "serve", demo_artifact.path, "--port", "0", "--alias", "demo"]
+def test_serve_says_what_is_not_as_compiled_and_answers_until_ctrl_c(old_demo: Path):
+    words = [AICC, "serve", old_demo, "--port", "0", "--alias", "demo"]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     url = re.search(r"http://\S+/v1", server.stderr.readline())[0]
+    assert server.stderr.readline().startswith("note: it was made with OpenVINO 2025.0.0")
     while "ready on" not in (line := server.stderr.readline()):
         assert line, "it ended before it was ready"
     with urllib.request.urlopen(f"{url}/models") as answer:

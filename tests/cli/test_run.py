@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from aicc_command import WEIGHT, Run
+from aicc_command import WEIGHT, Run, made_with_an_older_openvino
 
 from aicc.cli.documents import RunDocument, RunTensorsDocument
+from aicc.cli.run_tensors import write_outputs
 from aicc.runtime.artifact import Artifact
 
 QUESTION = "What is the capital of France?"
@@ -61,6 +62,15 @@ def test_a_seed_repeats_an_answer_and_a_stop_string_ends_it(aicc: Run, demo_arti
     assert aicc(*words, "--stop", stop).out == first.out[: first.out.index(stop)] + "\n"
 
 
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_the_kv_cache_is_as_large_as_asked(aicc: Run, demo_artifact: Artifact, command: str):
+    done = aicc(
+        command, demo_artifact.path, *(["-"] if command == "run" else []), "--kv-tokens", 32, stdin="word " * 100
+    )
+    assert done.code == (2 if command == "run" else 0)
+    assert "context holds 32" in done.err
+
+
 def test_a_system_message_needs_the_template(aicc: Run, demo_artifact: Artifact):
     done = aicc("run", demo_artifact.path, QUESTION, "--raw", "--system", "Be brief.")
     assert (done.code, done.out) == (2, "")
@@ -92,6 +102,30 @@ def test_tensors_go_in_and_out_as_npy_files(aicc: Run, tensors_artifact: Path, a
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["relu.npy", "sum_0.npy"]
     np.testing.assert_allclose(np.load(result.outputs[0].file), expected, rtol=1e-6)
     np.testing.assert_allclose(np.load(result.outputs[1].file), np.maximum(expected, 0), rtol=1e-6)
+
+
+def test_outputs_that_cannot_all_be_written_replace_none(tmp_path: Path):
+    (tmp_path / "first.npy").write_bytes(b"of an earlier run")
+    with pytest.raises(ValueError, match="allow_pickle"):
+        write_outputs({"first": np.ones(3), "second": np.array([{}], dtype=object)}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["first.npy"]
+    assert (tmp_path / "first.npy").read_bytes() == b"of an earlier run"
+
+
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_what_is_not_as_it_was_compiled_is_said_of_tensors(
+    aicc: Run, tensors_artifact: Path, arrays: dict[str, Path], tmp_path: Path, command: str
+):
+    old = made_with_an_older_openvino(tensors_artifact, tmp_path / "old.aicc")
+    inputs = [word for name, path in arrays.items() for word in ("--input", f"{name}={path}")]
+    assert "note: it was made with OpenVINO 2025.0.0" in aicc(command, old, *inputs, "--json").err
+    assert "note: " not in aicc(command, tensors_artifact, *inputs, "--json").err
+
+
+def test_what_is_not_as_it_was_compiled_is_said_of_a_language_model(aicc: Run, old_demo: Path):
+    said = "note: it was made with OpenVINO 2025.0.0"
+    assert said in aicc("run", old_demo, QUESTION, "--max-tokens", 1).err
+    assert said in aicc("chat", old_demo).err
 
 
 WITHOUT_THE_COMPILER = """
