@@ -7,7 +7,6 @@ into machine code when it is loaded, with the options stored beside it.
 from __future__ import annotations
 
 import io
-import re
 import time
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from aicc.targets.openvino.layout import DECODER_FILE, GRAPH_FILE, STAND_IN, Att
 from aicc.targets.openvino.lowering.conversions import DecoderConversions
 from aicc.targets.openvino.lowering.decoder import flatten_tokens, share_constants
 from aicc.targets.openvino.lowering.faithful import lost_inputs, put_right, unfaithful
+from aicc.targets.openvino.lowering.frontend_errors import refused_nodes
 from aicc.targets.openvino.lowering.ir_file import write_ir
 from aicc.targets.openvino.lowering.weights import WeightOutline, transpose_in_products
 
@@ -95,7 +95,7 @@ def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
     try:
         _convert(outline.model, conversions)
     except UnsupportedError as error:
-        return _unconverted(imported.graph, error.message) or [Refusal("", "", error.message.rstrip("."))]
+        return refused_nodes(imported.graph, str(error.__cause__)) or [Refusal("", "", error.message.rstrip("."))]
     return []
 
 
@@ -104,17 +104,6 @@ class _NoWeights:
 
     def add(self, data: bytes | memoryview) -> int:
         raise AssertionError("checking a graph reads no weight")
-
-
-def _unconverted(model: ir.Model, text: str) -> list[Refusal]:
-    """The nodes a message of OpenVINO is about; it names operators as ``domain.Op-version``."""
-    match = re.search(r"No conversion rule found for operations: ([\w., -]+)", text)
-    names = {re.sub(r"-\d+$", "", name.strip(" .")) for name in match[1].split(",")} if match else set()
-    return [
-        Refusal(node.name or str(node.outputs[0].name), operator, "OpenVINO has no conversion for it")
-        for node in model.graph.all_nodes()
-        if (operator := f"{node.domain}.{node.op_type}".removeprefix(".")) in names
-    ]
 
 
 def _convert(model: ir.Model, conversions: DecoderConversions | None) -> ov.Model:
@@ -128,17 +117,18 @@ def _convert(model: ir.Model, conversions: DecoderConversions | None) -> ov.Mode
     except Exception as error:  # the frontend raises its own hierarchy, with a C++ trace in the text
         if isinstance(error.__cause__, UnsupportedError):
             raise error.__cause__ from None
-        lines = [line.strip() for line in str(error).splitlines()]
-        reasons = [line.removeprefix("--").strip() for line in lines if line.startswith("--")] or lines[:1]
-        named = ", ".join(f"{r.node} ({r.op})" for r in _unconverted(model, "; ".join(reasons))[:5])
-        raise UnsupportedError(
-            f"OpenVINO cannot convert this graph: {'; '.join(reasons).rstrip('.')}{named and f'; nodes: {named}'}.",
-            "Compile for --target reference.",
-        ) from error
+        found = refused_nodes(model, str(error))
+        named = "; ".join(f"{refusal.node} ({refusal.op}): {refusal.reason}" for refusal in found[:5])
+        what = f"{len(found)} node(s): {named}" if found else f"this graph: {_first_line(error)}"
+        raise UnsupportedError(f"OpenVINO cannot convert {what}.", "Compile for --target reference.") from error
     if conversions is None:  # a decoder's masks and past keys are not lost: the paged attention has them
         _refuse(lost_inputs(model, converted))
     put_right(converted)
     return converted
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _refuse(found: list[Refusal]) -> None:
