@@ -1,4 +1,4 @@
-"""The portable graph of an artifact: ``graph/model.onnx``, its large tensors in the weights file."""
+"""The portable graph of an artifact: ``model.onnx``, its large tensors in the weights file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from aicc.runtime.artifact import GRAPH_PATH, TENSOR_ALIGNMENT, WEIGHTS_PATH, Ar
 from aicc.runtime.errors import IntegrityError, UnsupportedError
 
 INLINE_BYTES = 1024  # tensors up to this stay in the graph file: shapes, scalars, axes
-_LOCATION = f"../{WEIGHTS_PATH}"  # external data is relative to the folder of the graph file
 _MAX_GRAPH_BYTES = (1 << 31) - 1  # of a protobuf message
 
 
@@ -137,7 +136,7 @@ def _stored(slot: _Slot, weights: WeightStore) -> ir.ExternalTensor:
             "Fetch the model again.",
         )
     return ir.ExternalTensor(
-        _LOCATION, weights.add(data), len(data), tensor.dtype, shape=ir.Shape(tensor.shape),
+        WEIGHTS_PATH, weights.add(data), len(data), tensor.dtype, shape=ir.Shape(tensor.shape),
         name=tensor.name or slot.name, doc_string=tensor.doc_string, metadata_props=dict(tensor.metadata_props),
     )  # fmt: skip
 
@@ -147,7 +146,7 @@ def _mapped(tensor: ir.ExternalTensor, weights: np.ndarray, where: str) -> ir.Te
     offset, length = tensor.offset or 0, tensor.length
     dimensions = tensor.shape.numpy()
     inside = offset >= 0 and offset % TENSOR_ALIGNMENT == 0 and offset + tensor.nbytes <= len(weights)
-    if str(tensor.location) != _LOCATION or length != tensor.nbytes or not inside or any(d < 0 for d in dimensions):
+    if str(tensor.location) != WEIGHTS_PATH or length != tensor.nbytes or not inside or any(d < 0 for d in dimensions):
         raise IntegrityError(
             f"{where} claims bytes {offset} to {offset}+{length} of {str(tensor.location)!r} for shape {dimensions}, "
             f"and {WEIGHTS_PATH} has {len(weights)}.",

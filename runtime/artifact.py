@@ -73,7 +73,7 @@ __all__ = [
 
 PAGE = 4096  # weights files are padded to this, so that each can be mapped
 TENSOR_ALIGNMENT = 64  # bytes, inside a weights file
-GRAPH_PATH = "graph/model.onnx"
+GRAPH_PATH = "model.onnx"
 WEIGHTS_PATH = "weights/model.bin"
 REPORT_PATH = "report.json"
 TOKENIZER_PATH = "tokenizer/tokenizer.json"

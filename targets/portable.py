@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 Evaluate = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
-WEIGHTS_LOCATION = f"../{WEIGHTS_PATH}"  # how the graph file refers to the weights file
 _PAST, _PRESENT = "past_key_values.", "present."
 _SEQUENCE_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -34,7 +33,7 @@ def read_graph(artifact: Artifact, keep_external: bool) -> onnx.ModelProto:
     Args:
         artifact: An opened artifact.
         keep_external: Leave the main graph's initializers outside, as references to
-            :data:`WEIGHTS_LOCATION`, for evaluators that map files.
+            the weights file, for evaluators that map files.
 
     Raises:
         IntegrityError: The graph is damaged.
@@ -52,7 +51,7 @@ def read_graph(artifact: Artifact, keep_external: bool) -> onnx.ModelProto:
             continue
         place = {entry.key: entry.value for entry in tensor.external_data}
         offset, length = _number(place.get("offset", "0")), _number(place.get("length", ""))
-        if place.get("location") != WEIGHTS_LOCATION or not 0 <= offset <= offset + length <= len(weights):
+        if place.get("location") != WEIGHTS_PATH or not 0 <= offset <= offset + length <= len(weights):
             raise IntegrityError(
                 f"{path}: tensor {tensor.name!r} is not inside {WEIGHTS_PATH}.", "Compile the model again."
             )

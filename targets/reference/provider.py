@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from aicc.runtime.artifact import WEIGHTS_PATH
 from aicc.runtime.errors import MismatchError, UnsupportedError
 from aicc.runtime.provider import Array, Compatibility, Device, Executable, Fit, LoadOptions
-from aicc.targets.portable import WEIGHTS_LOCATION, GraphDecoder, GraphExecutable, read_graph
+from aicc.targets.portable import GraphDecoder, GraphExecutable, read_graph
 
 if TYPE_CHECKING:
     from aicc.runtime.artifact import Artifact, Variant
@@ -36,7 +37,6 @@ class ReferenceProvider:
         Raises:
             UnsupportedError: onnxruntime cannot run a node.
         """
-        from aicc.runtime.artifact import WEIGHTS_PATH
 
         onnxruntime = _onnxruntime()
         settings = onnxruntime.SessionOptions()
@@ -48,7 +48,7 @@ class ReferenceProvider:
         if artifact.has(WEIGHTS_PATH):
             weights = artifact.weights()
             # By name and bytes: onnxruntime opens no path that a graph names.
-            settings.add_external_initializers_from_files_in_memory([WEIGHTS_LOCATION], [weights], [len(weights)])
+            settings.add_external_initializers_from_files_in_memory([WEIGHTS_PATH], [weights], [len(weights)])
         graph = read_graph(artifact, keep_external=True).SerializeToString()
         try:
             session: Any = onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])

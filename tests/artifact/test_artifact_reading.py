@@ -95,9 +95,7 @@ ESCAPES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "path", [*ESCAPES, "", "a\0b", "graph/", ".hidden", "a" * 600, "line\nbreak", "graph/model.onnx\n"]
-)
+@pytest.mark.parametrize("path", [*ESCAPES, "", "a\0b", "graph/", ".hidden", "a" * 600, "line\nbreak", "model.onnx\n"])
 def test_a_path_that_is_not_plainly_inside_is_refused(sample, path):
     forge(sample, files__0__path=path)
     assert "files[0].path" in refusal(sample)
@@ -239,7 +237,7 @@ def test_two_tensors_of_one_name_are_refused(sample):
 
 def test_only_listed_files_can_be_reached(pristine):
     artifact = Artifact.open(pristine)
-    for path in ("manifest.json", "timings.json", "../pristine", "graph"):
+    for path in ("manifest.json", "timings.json", "../pristine", "weights"):
         with pytest.raises(IntegrityError, match="does not list"):
             artifact.file(path)
 
@@ -275,8 +273,8 @@ def test_a_path_that_cannot_exist_is_a_usage_error(path):
     ("key", "value"),
     [
         ("location", "/etc/passwd"),
-        ("location", "../../weights/model.bin"),
-        ("location", "../weights/../weights/model.bin"),
+        ("location", "../weights/model.bin"),
+        ("location", "weights/../weights/model.bin"),
         ("offset", "-64"),
         ("offset", "1"),
         ("offset", "1048576"),

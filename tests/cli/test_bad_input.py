@@ -157,7 +157,7 @@ def changed_byte_in_the_manifest(b: Bench) -> list:
 
 def file_cut_short(b: Bench) -> list:
     path = b.artifact()
-    graph = path / "graph" / "model.onnx"
+    graph = path / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-1])
     return ["run", path]
 
@@ -258,7 +258,7 @@ CASES: list[tuple[Callable[[Bench], list], int, str]] = [
     (group_size_without_groups, 2, "--group-size"),
     (changed_byte_in_the_weights, 7, "weights/model.bin"),
     (changed_byte_in_the_manifest, 7, "manifest.json"),
-    (file_cut_short, 7, "graph/model.onnx"),
+    (file_cut_short, 7, "model.onnx"),
     (report('{"target": "t", "quantization": "q", "phases": [{"name": "import", "passes": ["x"]}]}'), 7, "passes[0]"),
     (report('{"target": "t", "quantization": "q", "phases": [{"name": "import", "passes": 3}]}'), 7, "passes"),
     (report('{"target": "t", "quantization": "q", "phases": ["import"]}'), 7, "phases[0]"),

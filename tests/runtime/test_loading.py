@@ -71,7 +71,7 @@ def test_an_artifact_of_a_family_that_is_not_installed_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "changed",
     [
-        "graph/model.onnx",
+        "model.onnx",
         "report.json",
         "tokenizer/chat_template.jinja",
         "tokenizer/config.json",
