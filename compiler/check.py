@@ -13,7 +13,7 @@ import msgspec
 
 from aicc.compiler.coverage import refused_operators, weight_bytes_per_token
 from aicc.compiler.facts import activation_bytes, kv_bytes_per_token, kv_dtype, weight_layers
-from aicc.compiler.importers import ImportedModel, Source, import_model
+from aicc.compiler.importers import ImportedModel, Source, preview_model
 from aicc.compiler.lowering import Refusal
 from aicc.compiler.optimize import optimize
 from aicc.compiler.quantization.policy import Quant, quantize
@@ -28,6 +28,7 @@ class CheckReport(msgspec.Struct):
 
     Attributes:
         model: What was checked.
+        importer: What reads it: ``mobius``, ``onnx`` or ``optimum``.
         kind: ``decoder`` or ``tensors``.
         target: For which target.
         quantization: Number formats the weights would get.
@@ -46,6 +47,7 @@ class CheckReport(msgspec.Struct):
     """
 
     model: str
+    importer: str
     kind: str
     target: str
     quantization: str
@@ -80,7 +82,7 @@ def check_model(
         IntegrityError: Its files contradict themselves.
         UsageError: The options make no sense for the target.
     """
-    imported = import_model(source, importer, digest=False)
+    imported = preview_model(source, importer, target)
     optimize(imported, target)
     quantization = quantize(imported, target, quant, group_size)
     graph, llm = imported.graph, imported.llm
@@ -93,6 +95,7 @@ def check_model(
     available = machine.memory().available if target.memory_bytes is None else target.memory_bytes
     return CheckReport(
         model=source.name,
+        importer=imported.importer,
         kind=imported.kind,
         target=target.name,
         quantization=quantization,

@@ -25,7 +25,7 @@ def refused_operators(model: ir.Model, target: Target) -> list[Refusal]:
         name = node.name or str(node.outputs[0].name)
         if target.op_rules.get(node.op_type) == "refuse":
             found.append(Refusal(name, operator, f"{target.name} has no kernel for it"))
-        elif node.domain not in _DOMAINS and (node.domain, node.op_type) not in defined:
+        elif node.domain not in (*_DOMAINS, *target.graph_domains) and (node.domain, node.op_type) not in defined:
             found.append(Refusal(name, operator, f"nothing defines the operators of {node.domain}"))
     return found
 

@@ -168,9 +168,13 @@ def read_text(path: Path | None) -> tuple[str, str]:
 def reference(imported: ImportedModel) -> Iterator[Callable[[NDArray[np.int64]], Floats]]:
     """The source at float32, as a function from ids ``[tokens]`` to logits ``[tokens, vocab]``.
 
-    The graph is written to a temporary folder weight by weight and mapped by onnxruntime, so that
+    A model exported as OpenVINO IR is read as it was exported, attention and all, by OpenVINO. Any
+    other: the graph is written to a temporary folder weight by weight and mapped by onnxruntime, so that
     memory holds one dequantised matrix at a time, not the model.
     """
+    if imported.exported is not None:
+        yield _exported_reference(imported.exported)
+        return
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -196,6 +200,32 @@ def reference(imported: ImportedModel) -> Iterator[Callable[[NDArray[np.int64]],
         except Exception as error:  # onnxruntime's own classes share no narrower base
             raise UnsupportedError(f"onnxruntime cannot run the source's graph: {error}.") from error
         yield lambda ids: session.run(["logits"], _decoder_inputs(session.get_inputs(), ids))[0][0]
+
+
+def _exported_reference(xml: Path) -> Callable[[NDArray[np.int64]], Floats]:
+    import openvino as ov
+
+    compiled = ov.Core().compile_model(
+        xml,
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"},
+    )
+    request = compiled.create_infer_request()
+    names = [port.get_any_name() for port in compiled.inputs]
+
+    def logits(ids: NDArray[np.int64]) -> Floats:
+        count = len(ids)
+        known = {
+            "input_ids": ids[None],
+            "attention_mask": np.ones((1, count), np.int64),
+            "position_ids": np.arange(count, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        request.reset_state()
+        found: Floats = request.infer({name: known[name] for name in names})["logits"][0].copy()
+        return found
+
+    return logits
 
 
 def _decoder_inputs(specs: list, ids: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:

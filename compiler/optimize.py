@@ -22,6 +22,8 @@ _FOLD_LIMIT_BYTES = 1024
 
 def optimize(imported: ImportedModel, target: Target) -> list[PassRecord]:
     """Simplify a graph in place; nothing in here knows a target but by what it can do."""
+    if imported.exported is not None:
+        return []  # a vendor's own graph: its exporter has simplified it, and our passes know ONNX
     passes: list[tuple[str, Callable[[ir.Model], object]]] = []
     if imported.info.kind == "onnx":  # graphs built by mobius come optimised
         passes.append(("onnxscript optimizer", _onnxscript))

@@ -31,7 +31,7 @@ from aicc.runtime.session import load_artifact
 from aicc.runtime.target import Target, find_target, load_object
 
 PHASES = ("import", "optimize", "quantize", "lower", "package")
-_PRODUCERS = ("aicc", "onnx", "onnx-ir", "onnxscript", "mobius-onnx")
+_PRODUCERS = ("aicc", "onnx", "onnx-ir", "onnxscript")
 Progress = Callable[[str, str], None]
 
 
@@ -83,7 +83,9 @@ def compile_model(
         return phase == stop_after
 
     with _phase(report, "import", progress, f"reading {source if isinstance(source, str) else source.name}"):
-        imported = import_model(resolve(source) if isinstance(source, str) else source, importer)
+        resolved = resolve(source) if isinstance(source, str) else source
+        imported = import_model(resolved, importer, target=target, progress=lambda line: progress("import", line))
+        report.importer = imported.importer
         report.notes = imported.notes  # later phases add to them
         if imported.chat_template is not None:
             report.notes += check_template(imported.chat_template, imported.tokenizer_config)
@@ -113,7 +115,8 @@ def compile_model(
         if finished("lower", imported):
             return report
         with _phase(report, "package", progress, "writing the artifact"):
-            writer.write_graph(imported.graph)
+            if imported.exported is None:
+                writer.write_graph(imported.graph)
             if imported.tokenizer_json is not None:
                 writer.write_tokenizer(imported.tokenizer_json, imported.chat_template, imported.tokenizer_config)
             manifest = _manifest(imported, target, name, lowered, report)
@@ -147,7 +150,7 @@ def _manifest(
         format=Format(0, 0),  # filled in by the writer, like the files
         name=re.sub(r"[^a-z0-9.]+", "-", Path(imported.info.name).name.lower()).strip("-.") or "model",
         kind=imported.kind,
-        producer={p: metadata.version(p) for p in _PRODUCERS} | lowered.requires,
+        producer={p: metadata.version(p) for p in _PRODUCERS} | imported.packages | lowered.requires,
         source=imported.info,
         quantization=report.quantization,
         signatures=graph_signatures(imported.graph),

@@ -50,6 +50,7 @@ class CompileReport(msgspec.Struct):
 
     target: str
     quantization: str
+    importer: str = ""  # mobius | onnx | optimum
     phases: list[PhaseRecord] = []
     coverage: list[OpCoverage] = []
     layers: list[LayerRecord] = []

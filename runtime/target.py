@@ -64,6 +64,8 @@ class Target:
         kv_dtypes: Types the KV cache may have, default first; empty without decoders.
         op_rules: Per ONNX operator: run it as it is, decompose it first, or refuse it. What is
             not listed is taken to the lowering, which refuses by node what it cannot do.
+        graph_domains: Domains of operators its lowering takes besides ONNX's: those of its vendor's
+            own graphs, which no other family runs.
         shapes: Whether tensors may have sizes known only at run time.
         alignment: Bytes each weight is aligned to.
         memory_bytes: Memory of the device, None if it is the host's.
@@ -82,6 +84,7 @@ class Target:
     weight_formats: tuple[WeightFormat, ...] = (WeightFormat(32),)
     kv_dtypes: tuple[str, ...] = ()
     op_rules: Mapping[str, OpRule] = field(default_factory=lambda: MappingProxyType({}))
+    graph_domains: tuple[str, ...] = ()
     shapes: Literal["dynamic", "static"] = "dynamic"
     alignment: int = 64
     memory_bytes: int | None = None

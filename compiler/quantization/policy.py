@@ -27,6 +27,7 @@ from aicc.runtime.target import Target
 Quant = Literal["auto", "fp32", "fp16", "int8", "int4"]
 QUANTS: tuple[Quant, ...] = ("auto", "fp32", "fp16", "int8", "int4")
 DEFAULT_INT4_GROUP = 32
+_POSITIONAL = {"RotaryEmbedding", "Split", "VariadicSplit"}  # what uses looked-up cosines and sines
 _MIN_ELEMENTS = 4096  # smaller matrices are not worth a format of their own
 
 
@@ -100,8 +101,8 @@ def _feeds_product(transpose: ir.Node) -> bool:
 
 def _looks_up_embedding(gather: ir.Node) -> bool:
     """Whether rows of a table become activations; cosines and sines of positions do not."""
-    users = [u.node.op_type for u in gather.outputs[0].uses()]
-    return gather.attributes.get_int("axis", 0) == 0 and "RotaryEmbedding" not in users
+    users = {u.node.op_type for u in gather.outputs[0].uses()}
+    return gather.attributes.get_int("axis", 0) == 0 and not users & _POSITIONAL
 
 
 def _is_float_matrix(value: ir.Value | None) -> bool:

@@ -22,12 +22,14 @@ class AttentionLayer(msgspec.Struct, frozen=True):
         head_size: Values a head has.
         scale: Factor on the scores.
         window: Keys a query sees, itself included; 0 is all before it.
+        slopes: What each query head adds to its scores for a key one token nearer (ALiBi); empty for none.
     """
 
     kv_heads: Size
     head_size: Size
     scale: Annotated[float, Meta(gt=0, le=1e3)]
     window: Annotated[int, Meta(ge=0, le=1 << 30)]
+    slopes: Annotated[tuple[Annotated[float, Meta(ge=-1e3, le=1e3)], ...], Meta(max_length=1 << 16)] = ()
 
 
 class DecoderLayout(msgspec.Struct, frozen=True):

@@ -268,7 +268,11 @@ def _with_paged_attention(model: ov.Model, layers: tuple[AttentionLayer, ...]) -
 
     nodes = {n.get_friendly_name(): n for n in model.get_ops() if n.get_type_name() == "VariadicSplit"}
 
+    given = {p.get_friendly_name(): p for p in model.get_parameters()}
+
     def parameter(name: str, shape: list[int], dtype: ov.Type = ov.Type.i32) -> ov.op.Parameter:
+        if name in given:  # the rest of the graph uses it too
+            return given[name]
         made = op.parameter(shape, dtype, name=name)
         made.output(0).set_names({name})
         return made
@@ -296,13 +300,15 @@ def _with_paged_attention(model: ov.Model, layers: tuple[AttentionLayer, ...]) -
             op.constant(np.float32(layer.scale)).output(0),
             op.constant(np.int32(layer.window)).output(0),
         ]
-        attention = PagedAttention([*arguments, no_float, longest.output(0), *unused])
+        slopes = op.constant(np.array(layer.slopes, np.float32)).output(0) if layer.slopes else no_float
+        attention = PagedAttention([*arguments, slopes, longest.output(0), *unused])
         facts = attention.get_rt_info()
         facts["num_k_heads"] = facts["num_v_heads"] = layer.kv_heads
         facts["k_head_size"] = facts["v_head_size"] = layer.head_size
         for target in stand_in.output(0).get_target_inputs():
             target.replace_source_output(attention.output(0))
-    return ov.Model(model.get_results(), [*model.get_parameters(), *tables, longest, *caches], "decoder")
+    new = [p for p in (*tables, longest, *caches) if p.get_friendly_name() not in given]
+    return ov.Model(model.get_results(), [*given.values(), *new], "decoder")
 
 
 def _allocate(cache: ov.ConstOutput, pages: int) -> ov.Tensor:

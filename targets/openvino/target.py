@@ -33,6 +33,7 @@ TARGETS = (
         weight_formats=_WEIGHTS,
         kv_dtypes=("uint8", "float16", "float32"),
         op_rules=_RULES,
+        graph_domains=("openvino",),
         merges_projections=True,
     ),
     Target(
@@ -47,6 +48,7 @@ TARGETS = (
         weight_formats=_WEIGHTS,
         kv_dtypes=("float16", "uint8"),
         op_rules=_RULES,
+        graph_domains=("openvino",),
         merges_projections=True,
         evidence="prepared",
     ),
@@ -62,6 +64,7 @@ TARGETS = (
         weight_formats=(WeightFormat(8, (0,)), WeightFormat(16), WeightFormat(32)),
         kv_dtypes=(),
         op_rules=_RULES,
+        graph_domains=("openvino",),
         shapes="static",
         evidence="prepared",
     ),

@@ -1,5 +1,7 @@
 """The compile half for OpenVINO: outline weights → convert → flatten (decoders) → attach → store.
 
+A model that came as OpenVINO IR is read instead of converted, and goes the same way from there.
+
 The result is OpenVINO's own intermediate representation, read by every plugin; a plugin turns it
 into machine code when it is loaded, with the options stored beside it.
 """
@@ -27,6 +29,7 @@ from aicc.runtime.target import Target
 from aicc.targets.openvino.layout import DECODER_FILE, GRAPH_FILE, STAND_IN, AttentionLayer, DecoderLayout
 from aicc.targets.openvino.lowering.conversions import DecoderConversions
 from aicc.targets.openvino.lowering.decoder import flatten_tokens, share_constants
+from aicc.targets.openvino.lowering.exported import page_attention, read_exported
 from aicc.targets.openvino.lowering.faithful import lost_inputs, put_right, unfaithful
 from aicc.targets.openvino.lowering.frontend_errors import refused_nodes
 from aicc.targets.openvino.lowering.ir_file import write_ir
@@ -56,23 +59,18 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
             "Compile for openvino:cpu or openvino:gpu.",
         )
     started = time.perf_counter()
-    conversions = DecoderConversions() if decoder else None
-    visible = attention_visibility(imported.graph, imported.llm.context_length) if decoder else {}
     outline = WeightOutline(imported.graph.clone(), weights)
-    model = _convert(outline.model, conversions)
-    before = len(model.get_ops())
-    files = [GRAPH_FILE]
-    if decoder:
-        model = flatten_tokens(model)
-    transpose_in_products(model)
+    if imported.exported is None:
+        model, before, layers = _converted(imported, outline)
+    else:
+        model = read_exported(imported.exported, outline.model.graph)
+        before = len(model.get_ops())
+        model, layers = page_attention(model) if decoder else (model, ())
     outline.attach(model)
     share_constants(model)
-    if conversions is not None:
-        layers = []
-        for index, (attention, view) in enumerate(zip(conversions.attentions, visible.values(), strict=True)):
-            attention.stand_in.set_friendly_name(STAND_IN.format(index))
-            layers.append(AttentionLayer(attention.kv_heads, attention.head_size, attention.scale, view.window))
-        Path(directory, DECODER_FILE).write_bytes(msgspec.json.encode(DecoderLayout(tuple(layers))))
+    files = [GRAPH_FILE]
+    if decoder:
+        Path(directory, DECODER_FILE).write_bytes(msgspec.json.encode(DecoderLayout(layers)))
         files.append(DECODER_FILE)
     write_ir(model, outline.placed, weights, Path(directory, GRAPH_FILE))
     record = PassRecord("convert to OpenVINO", before, len(model.get_ops()), time.perf_counter() - started)
@@ -86,8 +84,30 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     )
 
 
+def _converted(imported: ImportedModel, outline: WeightOutline) -> tuple[ov.Model, int, tuple[AttentionLayer, ...]]:
+    """The graph in OpenVINO's operators, how many there were at first, and the attentions of a decoder."""
+    if imported.llm is None:
+        model = _convert(outline.model, None)
+        before = len(model.get_ops())
+        transpose_in_products(model)
+        return model, before, ()
+    conversions = DecoderConversions()
+    visible = attention_visibility(imported.graph, imported.llm.context_length)
+    model = _convert(outline.model, conversions)
+    before = len(model.get_ops())
+    model = flatten_tokens(model)
+    transpose_in_products(model)
+    layers = []
+    for index, (attention, view) in enumerate(zip(conversions.attentions, visible.values(), strict=True)):
+        attention.stand_in.set_friendly_name(STAND_IN.format(index))
+        layers.append(AttentionLayer(attention.kv_heads, attention.head_size, attention.scale, view.window))
+    return model, before, tuple(layers)
+
+
 def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
     """The nodes OpenVINO has no conversion for, from shapes alone."""
+    if any(node.domain in target.graph_domains for node in imported.graph.graph):
+        return []  # OpenVINO's own operators
     outline = WeightOutline(imported.graph.clone(), _NoWeights())
     conversions = DecoderConversions() if imported.kind == "decoder" else None
     if found := unfaithful(imported.graph, own=conversions.operators if conversions else ()):

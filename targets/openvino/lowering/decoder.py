@@ -31,18 +31,33 @@ def flatten_tokens(model: ov.Model) -> ov.Model:
             target.replace_source_output(rows.output(0))
         kept.append(flat)
     logits = next(r.input_value(0) for r in model.get_results() if "logits" in r.input_value(0).get_names())
+    result, rows = pick_rows(logits)
+    flat_model = ov.Model([result], [*kept, rows], "decoder")
+    flat_model.validate_nodes_and_infer_types()
+    return flat_model
+
+
+def pick_rows(logits: ov.Output) -> tuple[ov.Node, ov.op.Parameter]:
+    """Let only the rows asked for reach the output projection.
+
+    Args:
+        logits: ``[T, 1, vocab]``, the end of a decoder over flat tokens.
+
+    Returns:
+        A result ``logits [L, vocab]``, and the new input ``logit_rows [L]``.
+
+    Raises:
+        UnsupportedError: There is no output projection.
+    """
     product = _output_projection(logits)
     wanted = _parameter("logit_rows", [-1], ov.Type.i32)
-    kept.append(wanted)
     hidden = op.gather(product.input_value(0), wanted, op.constant(np.int64(0)))
     product.input(0).replace_source_output(hidden.output(0))
     vocab = logits.get_partial_shape()[-1].get_length()
     rows = op.reshape(logits, op.constant(np.array([-1, vocab])), False)
     rows.output(0).set_names({"logits"})
     logits.set_names(logits.get_names() - {"logits"})
-    flat_model = ov.Model([op.result(rows)], kept, "decoder")
-    flat_model.validate_nodes_and_infer_types()
-    return flat_model
+    return op.result(rows), wanted
 
 
 def share_constants(model: ov.Model) -> None:

@@ -22,13 +22,17 @@ from aicc.runtime.errors import UnsupportedError
 
 INLINE_BYTES = 1024  # smaller initializers stay in the graph
 
-_TYPES = {
+ELEMENT_TYPES = {
     ir.DataType.INT4: ov.Type.i4,
     ir.DataType.UINT4: ov.Type.u4,
     ir.DataType.INT8: ov.Type.i8,
     ir.DataType.UINT8: ov.Type.u8,
+    ir.DataType.INT16: ov.Type.i16,
+    ir.DataType.UINT16: ov.Type.u16,
     ir.DataType.INT32: ov.Type.i32,
+    ir.DataType.UINT32: ov.Type.u32,
     ir.DataType.INT64: ov.Type.i64,
+    ir.DataType.UINT64: ov.Type.u64,
     ir.DataType.FLOAT: ov.Type.f32,
     ir.DataType.FLOAT16: ov.Type.f16,
     ir.DataType.BFLOAT16: ov.Type.bf16,
@@ -209,4 +213,4 @@ def _float_zero_points(weight: BlockwiseWeight) -> tuple[np.ndarray, np.ndarray]
 def _element_type(tensor: ir.TensorProtocol | np.ndarray) -> ov.Type:
     if isinstance(tensor, np.ndarray):
         return ov.Type.f16 if tensor.dtype == np.float16 else ov.Type.f32
-    return _TYPES[tensor.dtype]
+    return ELEMENT_TYPES[tensor.dtype]
