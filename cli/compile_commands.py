@@ -73,7 +73,9 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(IMPORTERS),
             default="auto",
             show_default=True,
-            help="What reads Hugging Face and GGUF models; auto takes mobius.",
+            help="What reads Hugging Face and GGUF models. auto takes mobius, and optimum (optimum-intel, in an "
+            "environment of its own) for Hugging Face folders of an architecture mobius does not know; what optimum "
+            "exports is for openvino targets only.",
         ),
     ]
     for option in reversed(options):
@@ -272,6 +274,7 @@ def _summarise(report: CompileReport, artifact: Path | None) -> None:
 def _print_check(report: CheckReport) -> None:
     rows = [
         ("model", f"{report.model} ({report.kind}, {report.operators:,} nodes)"),
+        ("importer", report.importer),
         ("target", report.target),
         ("supported", "yes" if report.supported else f"no: {len(report.refused)} nodes are refused"),
         ("weights", f"{human_bytes(report.weight_bytes)}: {one_line(report.quantization)}"),

@@ -68,6 +68,10 @@ def _print(document: InspectDocument) -> None:
             f"perplexity {quality.ppl:.3f} (source {quality.ppl_reference:.3f}), {quality.tokens:,} tokens"
         )
         rows.append(("quality", text))
+    if document.report is not None and document.report.importer:
+        rows.append(("importer", document.report.importer))
+    if not document.portable:
+        rows.append(("graph", "no portable one: only the family it was compiled for runs it"))
     rows.append(("made by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())))
     rows.append(("files", "hashed, all match" if document.verified else "sizes match (--verify hashes them)"))
     print_result(facts(rows))

@@ -8,7 +8,7 @@ import msgspec
 
 from aicc.cli.machine import install, load_provider
 from aicc.compiler.report import CompileReport
-from aicc.runtime.artifact import REPORT_PATH, Artifact, Manifest, Variant
+from aicc.runtime.artifact import GRAPH_PATH, REPORT_PATH, Artifact, Manifest, Variant
 from aicc.runtime.errors import AiccError, IntegrityError
 from aicc.runtime.target import Target, all_targets
 
@@ -42,6 +42,7 @@ class InspectDocument(msgspec.Struct):
         manifest: The manifest, as docs/artifact-format.md describes it.
         report: The compile report, as docs/artifact-format.md describes it; null if there is none.
         devices: Where this machine can run it.
+        portable: Whether it holds the portable graph; one whose source was no ONNX runs on its own family only.
         verified: True if every file was hashed and matches (``--verify``), null if that was not asked.
     """
 
@@ -50,6 +51,7 @@ class InspectDocument(msgspec.Struct):
     manifest: Manifest
     report: CompileReport | None
     devices: list[DeviceFit]
+    portable: bool = True
     verified: bool | None = None
 
 
@@ -82,6 +84,7 @@ def look_into(path: Path, verify: bool) -> InspectDocument:
         manifest=artifact.manifest,
         report=_report(artifact) if artifact.has(REPORT_PATH) else None,
         devices=[_fit(variant) for variant in artifact.manifest.variants],
+        portable=artifact.has(GRAPH_PATH),
         verified=True if verify else None,
     )
 

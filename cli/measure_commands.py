@@ -104,7 +104,7 @@ def evaluate(
         with Progress() as progress:
             source = resolve(reference, lambda line: progress("source", line))
             progress("import", f"reading {source.name}")
-            imported = import_model(source, digest=False)
+            imported = import_model(source, digest=False, progress=lambda line: progress("import", line))
             with load(artifact, device, threads) as model:
                 assert isinstance(model, Model)
                 note_compatibility(model.compatibility)

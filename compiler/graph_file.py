@@ -13,7 +13,7 @@ import onnx_ir as ir
 from aicc.compiler.lowering import WeightStore
 from aicc.compiler.weights import tensor_bytes
 from aicc.runtime.artifact import GRAPH_PATH, TENSOR_ALIGNMENT, WEIGHTS_PATH, Artifact
-from aicc.runtime.errors import IntegrityError, UnsupportedError
+from aicc.runtime.errors import IntegrityError, UnsupportedError, UsageError
 
 INLINE_BYTES = 1024  # tensors up to this stay in the graph file: shapes, scalars, axes
 _MAX_GRAPH_BYTES = (1 << 31) - 1  # of a protobuf message
@@ -56,8 +56,14 @@ def load_graph(artifact: Artifact) -> ir.Model:
     """Read the portable graph back; its large tensors are views of the mapped weights file.
 
     Raises:
+        UsageError: The artifact has none.
         IntegrityError: The graph is damaged, or refers to anything but the weights file.
     """
+    if not artifact.has(GRAPH_PATH):
+        raise UsageError(
+            f"{artifact.path} has no portable graph: its source came in a form that is not ONNX.",
+            "Compile the source itself for the target you want.",
+        )
     path = artifact.file(GRAPH_PATH)
     artifact.verify([GRAPH_PATH])
     if path.stat().st_size > _MAX_GRAPH_BYTES:

@@ -25,13 +25,14 @@ from aicc.compiler.template_check import check_template
 from aicc.runtime.artifact import Artifact, Format, Manifest, MemoryFacts, Variant
 from aicc.runtime.errors import MismatchError, QualityError, ResourceError, UnsupportedError, UsageError
 from aicc.runtime.generator import Model
-from aicc.runtime.machine import peak_rss_bytes
+from aicc.runtime.machine import memory, peak_rss_bytes
 from aicc.runtime.provider import Fit, LoadOptions
 from aicc.runtime.session import load_artifact
 from aicc.runtime.target import Target, find_target, load_object
 
 PHASES = ("import", "optimize", "quantize", "lower", "package")
 _PRODUCERS = ("aicc", "onnx", "onnx-ir", "onnxscript")
+_REFERENCE_COPIES = 4  # of an exported model's float32 weights, while OpenVINO prepares and reads them
 Progress = Callable[[str, str], None]
 
 
@@ -222,6 +223,10 @@ def _not_measurable(staged: Artifact, imported: ImportedModel, target: Target) -
         return "the model has no tokenizer to read a text with"
     if target.provider is None:
         return f"{target.name} runs outside aicc"
+    if imported.exported is not None:
+        needed = _REFERENCE_COPIES * imported.exported.with_suffix(".bin").stat().st_size
+        if needed > memory().available:
+            return f"the source at float32 needs about {needed:,} bytes of memory, more than are available"
     compatibility = load_object(target.provider)().compatibility(staged.variant())
     return compatibility.reason if compatibility.fit in (Fit.UNSUPPORTED, Fit.RECOMPILE) else ""
 

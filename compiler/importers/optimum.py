@@ -32,7 +32,7 @@ from aicc.runtime.errors import ResourceError, UnsupportedError
 _EXPORT_SECONDS = 3600
 _GENERATES = "text-generation-with-past"
 # What the end of an architecture's name in config.json says the model is for, in optimum-intel's words.
-_TASKS = {
+TASKS = {
     "ForCausalLM": _GENERATES,
     "LMHeadModel": _GENERATES,
     "ForMaskedLM": "fill-mask",
@@ -101,7 +101,7 @@ def preview(source: Source) -> ImportedModel:
     config = read_config(raw, source.path)
     graph = _outline({name: tuple(weight.shape) for name, weight in weights.items()}, config)
     imported = _imported(source, raw, task, graph)
-    imported.notes.append("only the export itself shows whether every operator is taken; sizes are predicted")
+    imported.notes.append("only the export itself shows whether every operator is taken; nodes and bytes are predicted")
     return imported
 
 
@@ -131,7 +131,7 @@ def _read_config(source: Source) -> tuple[dict[str, Any], str]:
             f"{where}: optimum-intel {VERSION} exports no models of type {model_type!r}.", _ELSEWHERE
         )
     name = str(named[0]) if isinstance(named, list) and named else ""
-    task = next((task for ending, task in _TASKS.items() if name.endswith(ending)), "")
+    task = next((task for ending, task in TASKS.items() if name.endswith(ending)), "")
     if task not in tasks:
         what = f"{name!r}" if name else "a model without architectures"
         raise ArchitectureError(
@@ -205,7 +205,7 @@ def _no_space(source: Source, folder: Path) -> ResourceError:
 
 def _imported(source: Source, raw: dict[str, Any], task: str, graph: ir.Model) -> ImportedModel:
     beside = read_folder(source.path, raw)
-    notes = [f"optimum-intel {VERSION} made OpenVINO IR of it ({task}): no portable graph, openvino targets only"]
+    notes = [f"optimum-intel {VERSION} gives OpenVINO IR ({task}): no portable graph, openvino targets only"]
     decoder = task == _GENERATES
     facts = _facts(raw, source.path, graph, beside, notes) if decoder else None
     return ImportedModel(
