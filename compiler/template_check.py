@@ -2,8 +2,8 @@
 
 Templates are written for Jinja2 as transformers sets it up; the runtime renders them with
 minijinja. Both render a set of conversations here, and every difference is said. The template is
-a program from a model file, so all of this happens in a process of its own, with little memory
-and little time.
+a program from a model file: the runtime renders it in a process of its own with little memory and
+little time, and so does Jinja2 here.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from aicc.runtime.errors import AiccError, UnsupportedError
+from aicc.runtime.chat import ChatTemplate
+from aicc.runtime.errors import UnsupportedError, UsageError
 
 _SECONDS = 10
 _MEMORY_BYTES = 1 << 30
-_RUNTIME, _JINJA = "runtime", "Jinja2"
 _EXCERPT = 40  # characters shown of a difference
+_LONGEST_ERROR = 200
 
 _TOOL = {
     "type": "function",
@@ -81,7 +82,28 @@ def check_template(template: str, config: dict[str, str]) -> list[str]:
         UnsupportedError: The runtime cannot read the template, or rendering it takes too much
             time or memory.
     """
-    command = [sys.executable, "-m", "aicc.compiler.template_check"]
+    ours = _by_runtime(ChatTemplate(template, "the source", config))
+    theirs = _by_jinja(template, config)
+    if len(theirs) < len(CONVERSATIONS):
+        name = CONVERSATIONS[len(theirs)][0]
+        return [f"chat template: could not be compared with Jinja2, which did not finish {name!r}"]
+    return _compare(ours, theirs)
+
+
+def _by_runtime(template: ChatTemplate) -> list[Rendering]:
+    renderings: list[Rendering] = []
+    for _, messages, extra in CONVERSATIONS:
+        try:
+            renderings.append({"text": template.render(messages, **_context(extra))})
+        except UsageError as error:  # it refuses this conversation
+            renderings.append({"error": error.message})
+    template.close()
+    return renderings
+
+
+def _by_jinja(template: str, config: dict[str, str]) -> list[Rendering]:
+    """As many conversations as Jinja2 finishes in its time."""
+    command = [sys.executable, "-P", "-m", "aicc.compiler.template_check"]
     request = json.dumps({"template": template, "config": config})
     try:
         child = subprocess.run(
@@ -90,21 +112,7 @@ def check_template(template: str, config: dict[str, str]) -> list[str]:
         output = child.stdout
     except subprocess.TimeoutExpired as error:
         output = (error.stdout or b"").decode() if isinstance(error.stdout, bytes) else (error.stdout or "")
-    rendered: dict[str, list[Rendering]] = {_RUNTIME: [], _JINJA: []}
-    for line in output.splitlines():
-        answer = json.loads(line)
-        if "refused" in answer:
-            raise UnsupportedError(answer["refused"])
-        rendered[answer["engine"]].append(answer["rendering"])
-    if len(rendered[_RUNTIME]) < len(CONVERSATIONS):
-        raise UnsupportedError(
-            f"the chat template needs too much time or memory for {CONVERSATIONS[len(rendered[_RUNTIME])][0]!r}.",
-            "Correct it in the source model, or remove it.",
-        )
-    if len(rendered[_JINJA]) < len(CONVERSATIONS):
-        name = CONVERSATIONS[len(rendered[_JINJA])][0]
-        return [f"chat template: could not be compared with Jinja2, which did not finish {name!r}"]
-    return _compare(rendered[_RUNTIME], rendered[_JINJA])
+    return [json.loads(line) for line in output.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _compare(ours: list[Rendering], theirs: list[Rendering]) -> list[str]:
@@ -132,35 +140,24 @@ def _difference(our: Rendering, their: Rendering) -> str:
 
 
 def _outcome(rendering: Rendering) -> str:
-    return f"an error ({rendering['error'][:200]})" if "error" in rendering else "text"
+    return f"an error ({rendering['error'][:_LONGEST_ERROR]})" if "error" in rendering else "text"
+
+
+def _context(extra: dict[str, object]) -> dict[str, Any]:
+    return {"add_generation_prompt": True, "tools": None, **extra}
 
 
 def _main() -> None:
-    """The child: both engines on every conversation, one JSON line a rendering, as they come."""
+    """The child: Jinja2 on every conversation, one JSON line a rendering, as they come."""
     _limit_memory()
     request = json.load(sys.stdin)
-    for engine, prepare in ((_RUNTIME, _runtime), (_JINJA, _jinja)):
+    render = _jinja(request["template"], request["config"])
+    for _, messages, extra in CONVERSATIONS:
         try:
-            render = prepare(request["template"], request["config"])
-        except UnsupportedError as error:
-            print(json.dumps({"refused": str(error)}), flush=True)
-            return
-        for _, messages, extra in CONVERSATIONS:
-            print(json.dumps({"engine": engine, "rendering": _attempt(render, messages, extra)}), flush=True)
-
-
-def _attempt(render: Callable[..., str], messages: list[dict[str, object]], extra: dict[str, object]) -> Rendering:
-    context = {"add_generation_prompt": True, "tools": None, **extra}
-    try:
-        return {"text": render(messages=messages, **context)}
-    except Exception as error:  # whatever a template makes an engine raise is an outcome
-        return {"error": str(error.message if isinstance(error, AiccError) else error) or type(error).__name__}
-
-
-def _runtime(template: str, config: dict[str, str]) -> Callable[..., str]:
-    from aicc.runtime.chat import ChatTemplate
-
-    return ChatTemplate(template, "the source", config).render
+            rendering = {"text": render(messages=messages, **_context(extra))}
+        except Exception as error:  # whatever a template makes the engine raise is an outcome
+            rendering = {"error": str(error)[:_LONGEST_ERROR] or type(error).__name__}
+        print(json.dumps(rendering), flush=True)
 
 
 def _jinja(template: str, config: dict[str, str]) -> Callable[..., str]:

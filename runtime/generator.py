@@ -224,6 +224,8 @@ class Model:
 
     def close(self) -> None:
         """Give back memory and device."""
+        if self._template is not None:
+            self._template.close()
         self._executable.close()
 
     def __enter__(self) -> Self:
