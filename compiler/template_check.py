@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from aicc.runtime.chat import ChatTemplate
-from aicc.runtime.errors import UnsupportedError, UsageError
+from aicc.runtime.errors import UsageError
 
 _SECONDS = 10
 _MEMORY_BYTES = 1 << 30

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AiccError", "Artifact", "Generation", "Model", "Piece", "SamplingParams", "Session", "load"]
 
+_MAX_THREADS = 4096
 _HOMES = {
     "AiccError": "errors",
     "Artifact": "artifact",
@@ -67,6 +68,8 @@ def load(
     for name, value in (("threads", threads), ("kv_tokens", kv_tokens)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise UsageError(f"{name} is {value!r} and must be an integer of at least 1.")
+    if threads is not None and threads > _MAX_THREADS:
+        raise UsageError(f"threads is {threads} and may be {_MAX_THREADS}.", "More than there are cores help nothing.")
     return load_artifact(Artifact.open(path), LoadOptions(threads, kv_tokens), device)
 
 

@@ -157,7 +157,7 @@ def _bench_decoder(
     prompts = np.random.default_rng(0).integers(0, facts.vocab_size, (repeat + 1, prompt_tokens))
     (first_token_s, _), *runs = [time_generation(model, prompt.tolist(), decode_tokens) for prompt in prompts]
     peak = peak_rss_bytes()  # before the bandwidth measurement adds its own buffers
-    bandwidth = read_bandwidth(facts.weight_bytes_per_token, threads)
+    bandwidth = read_bandwidth(facts.weight_bytes_per_token, min(threads, processor().usable_cores))
     prefill = [prompt_tokens / first for first, _ in runs]
     decode = [decode_tokens / rest for _, rest in runs]
     return DecoderBench(

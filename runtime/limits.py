@@ -108,6 +108,6 @@ def matmul_peak(threads: int, size: int = 1536, rounds: int = 8) -> float:
         rounds: Products timed.
     """
     environment = os.environ | {name: str(threads) for name in _BLAS_THREADS}
-    command = [sys.executable, "-c", _MATMUL, str(size), str(rounds)]
+    command = [sys.executable, "-P", "-c", _MATMUL, str(size), str(rounds)]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return float(answer.stdout)

@@ -17,7 +17,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from aicc.runtime.errors import AiccError, UsageError
+from aicc.runtime.errors import QualityError, UsageError
 
 _MAX_STOPS = 16
 _MAX_STOP_CHARACTERS = 1024
@@ -261,9 +261,9 @@ class Sampler:
 
 def _check_finite(highest: float) -> None:
     if not math.isfinite(highest):
-        raise AiccError(
+        raise QualityError(
             f"the model's logits are not finite (the highest is {highest}).",
-            "Compile it again with a higher precision, such as --quant fp32.",
+            "Check that it is whole (aicc inspect ARTIFACT --verify), or compile it with --quant fp32.",
         )
 
 

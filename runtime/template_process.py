@@ -247,6 +247,7 @@ def _main() -> None:
     _limit_memory()
     renderer: Renderer | None = None
     seconds = SECONDS
+    answer: dict[str, Any]
     sys.stdout.buffer.write(_GREETING)
     sys.stdout.buffer.flush()
     for line in sys.stdin.buffer:
@@ -260,8 +261,7 @@ def _main() -> None:
             else:
                 answer = {"text": renderer.render(request["source"])}
         except AiccError as error:
-            usage = isinstance(error, UsageError)
-            answer = {"usage": usage, "message": error.message, "remedy": error.remedy}
+            answer = {"usage": isinstance(error, UsageError), "message": error.message, "remedy": error.remedy}
         faulthandler.cancel_dump_traceback_later()
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()

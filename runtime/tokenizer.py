@@ -11,11 +11,12 @@ be called from any thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aicc.runtime.errors import IntegrityError, UsageError
+from aicc.runtime.errors import AiccError, IntegrityError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -41,12 +42,9 @@ class Tokenizer:
     def __init__(self, path: str | os.PathLike[str], bos_token_id: int | None = None, add_bos: bool = False) -> None:
         from tokenizers import Tokenizer as Backend
 
-        try:
+        refused = IntegrityError(f"{Path(path)} is not a tokenizer", "Compile the model again from a complete source.")
+        with _refusing(refused):
             self._backend: tokenizers.Tokenizer = Backend.from_file(os.fspath(path))
-        except Exception as error:  # the library raises plain Exception for whatever is wrong
-            raise IntegrityError(
-                f"{Path(path)} is not a tokenizer ({error}).", "Compile the model again from a complete source."
-            ) from error
         # A file may ask for both; a prompt cut short or padded is never what was asked.
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -97,7 +95,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids; ids the tokenizer does not know have none."""
-        return str(self._backend.decode(ids, skip_special_tokens=skip_special_tokens))
+        with _refusing(UnsupportedError("the model's tokenizer cannot decode its tokens", "Compile the model again.")):
+            return str(self._backend.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def stream(self, prompt: Sequence[int] = ()) -> StreamDecoder:
         """A decoder for tokens that come one by one after a prompt."""
@@ -111,7 +110,24 @@ def _ids(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> 
         raise UsageError(
             f"the text is not valid Unicode: {error.reason} at character {error.start}.", "Send it as UTF-8."
         ) from error
-    return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
+    refused = UnsupportedError("the model's tokenizer cannot encode the text", "Give it another text, or token ids.")
+    with _refusing(refused):
+        return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+
+@contextmanager
+def _refusing(refusal: AiccError) -> Iterator[None]:
+    """Turn whatever the library raises into a refusal that says why.
+
+    It raises plain Exception for what it foresees, and what it does not arrives as a panic, which
+    is no Exception and has no type that could be imported.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise type(refusal)(f"{refusal.message} ({error}).", refusal.remedy) from error
 
 
 class StreamDecoder:

@@ -7,6 +7,7 @@ model's folder and inside its files. External data is mapped when it is written 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
@@ -19,6 +20,7 @@ from aicc.compiler.importers.files import contained_file, model_root, read_token
 from aicc.runtime.artifact import SourceInfo
 from aicc.runtime.errors import IntegrityError, UnsupportedError
 
+_MOST_NODES = 1_000_000  # of a graph with its functions in place of their calls
 _OLDEST_OPSET, _OLDEST_IR = 7, 3  # before these, operators meant other things and shapes were not typed
 
 
@@ -31,6 +33,7 @@ def import_model(source: Source) -> ImportedModel:
     """
     proto = _load(source.path)
     _check_versions(proto, source.path)
+    _check_functions(proto, source.path)
     data_files = _check_tensors(proto, source.path)
     try:
         model = ir.from_proto(proto)
@@ -77,6 +80,27 @@ def _check_versions(proto: onnx.ModelProto, path: Path) -> None:
         raise UnsupportedError(
             f"{path} uses ONNX opset {opset}; {_OLDEST_OPSET} to {newest} are read.",
             "Export the model with another opset.",
+        )
+
+
+def _check_functions(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse functions that call each other twice, and so on, until no memory holds the graph."""
+    functions = {(function.domain, function.name): function for function in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(nodes: Iterable[onnx.NodeProto]) -> int:
+        return sum(sizes.get((node.domain, node.op_type), 1) for node in nodes)
+
+    # A function's size is right after as many rounds as calls are deep; a cycle is refused where they are inlined.
+    for _ in functions:
+        found = {key: min(size(function.node), _MOST_NODES + 1) for key, function in functions.items()}
+        if found == sizes:
+            break
+        sizes = found
+    if size(proto.graph.node) > _MOST_NODES:
+        raise UnsupportedError(
+            f"{path} has more than {_MOST_NODES:,} nodes once its functions stand in place of their calls.",
+            "Export the model with smaller functions.",
         )
 
 

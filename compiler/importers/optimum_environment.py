@@ -61,7 +61,7 @@ def environment(progress: Progress = lambda line: None) -> Path:
     progress(f"making optimum-intel's environment in {folder}, once: {cost}")
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as scratch:
         made = Path(scratch) / "env"
-        _install([sys.executable, "-m", "venv", str(made)])
+        _install([sys.executable, "-P", "-m", "venv", str(made)])
         pip = [str(_python(made)), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
         progress("installing torch, transformers, nncf and openvino into it")
         _install([*pip, *_REQUIREMENTS])

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aicc.runtime.artifact import WEIGHTS_PATH
-from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UsageError
-from aicc.runtime.manifest import decode_json
+from aicc.runtime.errors import AiccError, IntegrityError, MismatchError, ResourceError, UsageError
+from aicc.runtime.manifest import damaged, decode_json
 from aicc.runtime.provider import (
     Array,
     Compatibility,
@@ -89,13 +89,13 @@ class OpenVINOProvider:
                 compiled = core.compile_model(model, device, config)
                 llm = artifact.manifest.llm
                 assert llm is not None
+                _check_logits(compiled, graph, llm.vocab_size)
                 return Decoder(compiled, artifact.manifest.signatures, weights, options.kv_tokens or llm.context_length)
             return Tensors(core.compile_model(model, device, config), artifact.manifest.signatures, weights)
-        except MemoryError as error:
-            raise ResourceError(f"not enough memory to load {artifact.path} on {device}.", "") from error
-        except RuntimeError as error:
-            raise MismatchError(
-                f"OpenVINO cannot load {graph} on {device}: {_last_line(error)}",
+        except (MemoryError, RuntimeError) as error:
+            raise _failure(
+                error,
+                f"OpenVINO cannot load {graph} on {device}",
                 "Compile the model again on this machine, or for another target.",
             ) from error
 
@@ -249,9 +249,18 @@ class Decoder(Tensors):
         request, tensor = self._open_request(), self._ov.Tensor
         for name, array in tensors.items():
             request.set_tensor(name, tensor(array, shared_memory=True))
-        with self._packing():
-            request.infer()
+        try:
+            with self._packing():
+                request.infer()
+        except (MemoryError, RuntimeError) as error:
+            again = "Compile the model again on this machine, or for another target."
+            raise _failure(error, f"{self._device} cannot run the model", again) from error
         logits: NDArray[np.float32] = request.get_output_tensor(0).data
+        if len(logits) != len(batch.logit_rows):
+            raise IntegrityError(
+                f"the stored graph gives {len(logits)} rows of logits for {len(batch.logit_rows)}.",
+                "Compile the model again.",
+            )
         return logits
 
     def close(self) -> None:
@@ -293,6 +302,7 @@ def _with_paged_attention(model: ov.Model, layers: tuple[AttentionLayer, ...]) -
         parts = stand_in.input_value(0).get_node().input_values() if stand_in is not None else []
         if stand_in is None or len(parts) != 3:
             raise IntegrityError(f"the stored graph has no {STAND_IN.format(index)}.", "Compile the model again.")
+        _check_heads(index, layer, parts)
         pair = [parameter(f"{kind}_cache.{index}", [-1] * 4, ov.Type.dynamic) for kind in ("key", "value")]
         caches += pair
         arguments = [*parts, *(p.output(0) for p in pair), *(t.output(0) for t in tables)]
@@ -311,6 +321,35 @@ def _with_paged_attention(model: ov.Model, layers: tuple[AttentionLayer, ...]) -
     return ov.Model(model.get_results(), [*given.values(), *new], "decoder")
 
 
+def _check_heads(index: int, layer: AttentionLayer, parts: list[ov.Output]) -> None:
+    """Refuse heads that do not divide the values there are: the operator computes addresses with them."""
+    query, key, value = ([*part.get_partial_shape()] for part in parts)
+    width = layer.kv_heads * layer.head_size
+    widths = [dims[-1].get_length() if len(dims) == 2 and dims[-1].is_static else 0 for dims in (query, key, value)]
+    if widths[1:] != [width, width] or not widths[0] or widths[0] % width:
+        raise IntegrityError(
+            f"{STAND_IN.format(index)} of the stored graph takes {', '.join(map(str, widths))} values a token, "
+            f"which are no {layer.kv_heads} heads of {layer.head_size}.",
+            "Compile the model again.",
+        )
+
+
+def _check_logits(compiled: ov.CompiledModel, graph: Path, vocab_size: int) -> None:
+    """Refuse a vocabulary the graph does not have: token ids below its size are not checked again."""
+    shapes = [str(output.get_partial_shape()) for output in compiled.outputs]
+    if shapes != [f"[?,{vocab_size}]"]:
+        raise damaged(graph, f"its outputs are {', '.join(shapes)}, and the manifest's vocabulary has {vocab_size}")
+
+
+def _failure(error: Exception, what: str, remedy: str) -> AiccError:
+    """OpenVINO raises one type for everything; what it says of memory tells the one case apart."""
+    reason = _last_line(error)
+    if isinstance(error, MemoryError) or "bad_alloc" in reason or "allocate" in reason:
+        more = "Free some memory, give it fewer --kv-tokens, or compile the model with fewer bits (--quant int4)."
+        return ResourceError(f"{what}: not enough memory ({reason}).", more)
+    return MismatchError(f"{what}: {reason}", remedy)
+
+
 def _allocate(cache: ov.ConstOutput, pages: int) -> ov.Tensor:
     import openvino as ov
 
@@ -325,7 +364,7 @@ def _device_name(compiled: ov.CompiledModel) -> str:
 
 
 def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(p) for p in text.split(".")[:3] if p.isdigit())
+    return tuple(int(p[:9]) for p in text.split(".")[:3] if p.isdecimal())
 
 
 def _last_line(error: Exception) -> str:

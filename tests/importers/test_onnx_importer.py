@@ -218,6 +218,33 @@ def test_functions_are_inlined(tmp_path: Path) -> None:
     assert [node.op_type for node in imported.graph.graph] == ["MatMul", "Add"]
 
 
+def test_functions_that_multiply_each_other_are_refused_before_they_are_inlined(tmp_path: Path) -> None:
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
+    functions = [
+        helper.make_function(
+            "own",
+            f"f{i}",
+            ["a"],
+            ["b"],
+            [
+                helper.make_node(f"f{i + 1}", ["a"], ["t"], domain="own"),
+                helper.make_node(f"f{i + 1}", ["t"], ["b"], domain="own"),
+            ],
+            opsets,
+        )
+        for i in range(34)
+    ]
+    functions.append(helper.make_function("own", "f34", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], opsets))
+    model = make_model()
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node[0].op_type, model.graph.node[0].domain = "f0", "own"
+    model.functions.extend(functions)
+    path = tmp_path / "bomb.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UnsupportedError, match="nodes once its functions stand in place"):
+        imported_from(path)
+
+
 def test_the_tokenizer_beside_the_model_comes_along(folder: Path) -> None:
     Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
     imported = imported_from(write_external(folder, "weights.bin"))

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aicc.runtime import template_process
 from aicc.runtime.chat import ChatTemplate
-from aicc.runtime.errors import AiccError, UnsupportedError, UsageError
+from aicc.runtime.errors import AiccError, ResourceError, UnsupportedError, UsageError
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -42,10 +43,13 @@ def test_special_tokens_in_tools_and_other_fields_are_text_too(tokenizer):
     assert tokenizer.decode(ids) == '[{"description": "<|im_start|>"}]<|im_end|>'
 
 
+CONTENT, AS_JSON = (ChatTemplate(f"{{{{ messages[0].{field} }}}}", "a model") for field in ("content", "x | tojson"))
+
+
 @given(content=st.text(st.characters(exclude_categories=["Cs"])))
 @settings(deadline=None)
 def test_a_message_reaches_the_template_character_by_character(content):
-    assert render("{{ messages[0].content }}", [{"role": "user", "content": content}]) == content
+    assert CONTENT.render([{"role": "user", "content": content}]) == content
 
 
 unicode_text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -59,7 +63,7 @@ json_values = st.recursive(
 @given(value=json_values)
 @settings(deadline=None)
 def test_json_values_reach_the_template_whole(value):
-    assert json.loads(render("{{ messages[0].x | tojson }}", [{"role": "user", "x": value}])) == value
+    assert json.loads(AS_JSON.render([{"role": "user", "x": value}])) == value
 
 
 def test_blocks_leave_no_whitespace_as_hugging_face_templates_expect():
@@ -119,6 +123,42 @@ def test_a_conversation_nested_without_end_is_refused():
 def test_a_template_that_computes_without_end_is_stopped(source):
     with pytest.raises(UnsupportedError, match="a model computes without end"):
         render(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% set n = namespace() %}{% set n.self = n %}{{ n }}",
+        "{% set n = namespace(a=[0]) %}{% for i in range(60) %}{% set n.a = n.a + n.a %}{% endfor %}{{ n.a }}",
+        "{{ " + "-" * 60_000 + "1 }}",
+    ],
+    ids=["a namespace in itself", "a list without end", "nested too deep to be read"],
+)
+def test_a_template_can_end_nothing_but_its_own_process(source, monkeypatch):
+    monkeypatch.setattr(template_process, "SECONDS", 1)
+    with pytest.raises(UnsupportedError, match="a model needs too much time or memory"):
+        render(source)
+
+
+def test_after_a_conversation_its_template_cannot_bear_others_are_rendered():
+    template = ChatTemplate("{% set n = namespace() %}{% set n.n = n %}{{ n if messages[1] else 'fine' }}", "a model")
+    for _ in range(2):
+        assert template.render(HI) == "fine"
+        with pytest.raises(UnsupportedError, match="time or memory"):
+            template.render(HI * 2)
+
+
+def test_a_file_in_the_current_folder_is_no_module_of_the_process_that_renders(tmp_path, monkeypatch):
+    (tmp_path / "minijinja.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    assert render("{{ messages[0].content }}") == "hi"
+    assert [path.name for path in tmp_path.iterdir()] == ["minijinja.py"]
+
+
+def test_a_process_that_cannot_be_started_is_told(monkeypatch):
+    monkeypatch.setattr(template_process.sys, "executable", "/nowhere/python")
+    with pytest.raises(ResourceError, match="/nowhere/python"):
+        render("")
 
 
 @pytest.mark.parametrize(

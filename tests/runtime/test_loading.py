@@ -97,7 +97,9 @@ def test_a_path_without_an_artifact_is_refused(tmp_path):
         load(tmp_path / "missing.aicc")
 
 
-@pytest.mark.parametrize("option", [{"threads": 0}, {"kv_tokens": -1}, {"threads": "two"}, {"kv_tokens": True}])
+@pytest.mark.parametrize(
+    "option", [{"threads": 0}, {"kv_tokens": -1}, {"threads": "two"}, {"threads": 10**9}, {"kv_tokens": True}]
+)
 def test_options_that_make_no_sense_are_refused_by_name(artifact, option):
     with pytest.raises(UsageError, match=next(iter(option))):
         load(artifact, **option)

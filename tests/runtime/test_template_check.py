@@ -4,6 +4,7 @@ import pytest
 
 from aicc.compiler import template_check
 from aicc.compiler.template_check import CONVERSATIONS, check_template
+from aicc.runtime import template_process
 from aicc.runtime.errors import UnsupportedError
 
 # What published templates do: defaults for the system message, tools as JSON, calls, roles that are checked.
@@ -84,7 +85,7 @@ def test_a_template_that_takes_the_process_down_takes_down_only_the_checks():
 
 
 def test_a_template_that_never_ends_is_refused(monkeypatch):
-    monkeypatch.setattr(template_check, "_SECONDS", 1)
+    monkeypatch.setattr(template_process, "SECONDS", 1)
     endless = (
         "{% set ns = namespace(a=[0]) %}{% for i in range(60) %}{% set ns.a = ns.a + ns.a %}{% endfor %}{{ ns.a }}"
     )

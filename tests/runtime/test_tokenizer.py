@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from aicc.runtime.errors import IntegrityError, UsageError
+from aicc.runtime.errors import IntegrityError, UnsupportedError, UsageError
 from aicc.runtime.tokenizer import StreamDecoder, Tokenizer
 
 SPECIAL = "<|im_start|>"
@@ -108,6 +108,24 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content):
     path.write_text(content)
     with pytest.raises(IntegrityError, match=r"tokenizer\.json"):
         Tokenizer(path)
+
+
+SPOILED = {  # what the library meets with an exception, and what with a panic
+    "no id for unknown text": {"model": {"type": "Unigram", "unk_id": None, "vocab": [["z", -1.0]]}},
+    "a table of characters cut short": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "a pattern that backtracks without end": {
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    },
+}
+
+
+@pytest.mark.parametrize("spoiled", SPOILED.values(), ids=SPOILED)
+def test_whatever_the_library_fails_at_is_a_foreseen_error(tmp_path, spoiled):
+    path = tmp_path / "tokenizer.json"
+    Backend(models.BPE(vocab={"a": 0}, merges=[])).save(str(path))
+    path.write_text(json.dumps(json.loads(path.read_text()) | spoiled))
+    with pytest.raises((IntegrityError, UnsupportedError), match="tokenizer"):
+        Tokenizer(path).encode("a" * 40 + "!")
 
 
 def test_text_that_is_not_unicode_is_refused(tokenizer):

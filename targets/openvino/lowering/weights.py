@@ -64,6 +64,7 @@ class WeightOutline:
         self._blockwise: dict[str, BlockwiseWeight] = {}
         self._floats: dict[str, ir.Value] = {}
         self._take_out()
+        _load_external(model)
 
     def _take_out(self) -> None:
         graph = self.model.graph
@@ -138,6 +139,16 @@ class WeightOutline:
     def _place(self, tensor: ir.TensorProtocol | np.ndarray) -> Placed:
         data = tensor.tobytes()
         return Placed(self._store.add(data), len(data))
+
+
+def _load_external(model: ir.Model) -> None:
+    """Read what stays in the graph and lies in other files: OpenVINO would look for those in the current folder."""
+    ir.external_data.load_to_model(model)
+    for node in model.graph.all_nodes():
+        for name, attribute in node.attributes.items():
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                tensor = ir.Tensor(attribute.value.numpy().copy(), attribute.value.dtype, name=attribute.value.name)
+                node.attributes[name] = ir.AttrTensor(name, tensor)
 
 
 def _separate_outputs(graph: ir.Graph) -> None:
