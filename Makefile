@@ -8,11 +8,14 @@ AICC := $(BIN)/aicc
 ARTIFACT := build/smollm2-135m.aicc
 PROMPT ?= What is the capital of France?
 
-.PHONY: demo test test-full soak bench docs lint clean
+.PHONY: demo help test test-full soak bench docs lint clean
 
 demo: $(ARTIFACT)  ## Compile a real language model and ask it something.
 	$(AICC) inspect $(ARTIFACT)
 	$(AICC) run $(ARTIFACT) "$(PROMPT)" --max-tokens 64
+
+help:  ## What there is to make.
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 12
 
 $(ARTIFACT): $(VENV)/.compile
 	$(AICC) compile smollm2-135m --target openvino:cpu -o $@
@@ -23,7 +26,7 @@ test: $(VENV)/.test lint  ## Everything CI checks; set-up included.
 test-full: $(VENV)/.test lint  ## The long checks too: other importers' environments, larger models.
 	$(BIN)/pytest -m "full or not full"
 
-lint: $(VENV)/.test
+lint: $(VENV)/.test  ## Style, types, and which package may import which.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p build/typing/aicc && ln -sfn ../../../runtime build/typing/aicc/runtime
@@ -53,5 +56,5 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compile,serve,test]'
 	touch $@
 
-clean:
+clean:  ## Remove the environments and all that was built; the model cache stays.
 	rm -rf build $(VENV) .venv-bench

@@ -60,7 +60,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="auto",
             show_default=True,
             help="Number format of the weights. auto keeps a quantised source as published where the target can "
-            "and stores other language models as int8; models of tensors stay as they are.",
+            "and stores other language models as int8; models of tensors stay as they are. int8 and int4 leave weights "
+            "that the source has in so few bits already, unless --group-size is given too.",
         ),
         click.option(
             "--group-size",
@@ -155,7 +156,7 @@ def check(model: str, target: str, quant: str, group_size: int | None, importer:
     "--output",
     "-o",
     type=click.Path(path_type=Path),
-    metavar="FILE",
+    metavar="FOLDER",
     help="The artifact to make. [default: MODEL.aicc]",
 )
 @click.option(
@@ -191,8 +192,8 @@ def compile_command(
     """Compile MODEL into one artifact for one chip.
 
     MODEL is a Hugging Face folder, a hub id (org/name), a .gguf or .onnx file, or a name known to
-    `aicc pull`; what a file is says its content, not its extension. The artifact appears complete
-    or not at all.
+    `aicc pull`; a file's content decides what it is, not its extension. The artifact appears
+    complete or not at all.
     """
     from aicc.runtime.target import find_target
 
@@ -276,7 +277,7 @@ def _print_check(report: CheckReport) -> None:
         ("model", f"{report.model} ({report.kind}, {report.operators:,} nodes)"),
         ("importer", report.importer),
         ("target", report.target),
-        ("supported", "yes" if report.supported else f"no: {len(report.refused)} nodes are refused"),
+        ("supported", "yes" if report.supported else f"no: {len(report.refused)} of {report.operators:,} nodes refused"),
         ("weights", f"{human_bytes(report.weight_bytes)}: {one_line(report.quantization)}"),
     ]
     if report.kind == "decoder":

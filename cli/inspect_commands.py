@@ -60,8 +60,9 @@ def _print(document: InspectDocument) -> None:
     else:
         for name, signature in manifest.signatures.items():
             for role, specs in (("input", signature.inputs), ("output", signature.outputs)):
-                text = ", ".join(f"{s.name} {s.dtype}[{', '.join(map(str, s.shape))}]" for s in specs)
-                rows.append((f"{name} {role}s" if len(manifest.signatures) > 1 else f"{role}s", text))
+                title = f"{name} {role}s" if len(manifest.signatures) > 1 else f"{role}s"
+                for number, s in enumerate(specs):
+                    rows.append(("" if number else title, f"{s.name} {s.dtype}[{', '.join(map(str, s.shape))}]"))
     if quality is not None:
         text = (
             f"KL {quality.kl_mean:.5f} nats, top-1 agreement {100 * quality.top1_agreement:.2f}%, "
@@ -75,7 +76,7 @@ def _print(document: InspectDocument) -> None:
     rows.append(("made by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())))
     rows.append(("files", "hashed, all match" if document.verified else "sizes match (--verify hashes them)"))
     print_result(facts(rows))
-    fits = [(fit.target, fit.description or fit.device, fit.fit, fit.reason) for fit in document.devices]
+    fits = [(fit.target, fit.description or "none", fit.fit, fit.reason) for fit in document.devices]
     print_result(table("where it runs", ("compiled for", "device here", "fit", "reason"), fits))
     if document.report is not None and document.report.phases:
         phases = [

@@ -191,8 +191,11 @@ def _problems(
             yield Problem(what, f"pip install '{package.name}{package.requirement}'")
         if not package.installed and not package.extra:
             yield Problem(f"{package.name} is missing.", "pip install --force-reinstall aicc")
+    # A family whose extra was not installed is not wanted here; the table of devices says so.
+    incomplete = {package.extra for package in packages if not package.installed}
+    unwanted = {target.family for target in all_targets().values() if target.extra in incomplete}
     for device in devices:
-        if device.problem:
+        if device.problem and device.family not in unwanted:
             yield Problem(f"{device.family}: {device.problem}", device.remedy)
     if not any(device.name for device in devices):
         yield Problem("No target family finds a device here, so nothing can run.", "pip install 'aicc[openvino]'")

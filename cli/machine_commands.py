@@ -25,10 +25,15 @@ def targets(as_json: bool) -> None:
         (t.name, t.description, "yes" if t.compiles else "no", "yes" if t.runs else "no", t.evidence)
         for t in document.targets
     ]
-    reasons = [(t.name, reason) for t in document.targets for reason in (t.compiles_reason, t.runs_reason) if reason]
+    reasons = [
+        (t.name, cannot, reason)
+        for t in document.targets
+        for cannot, reason in (("compile", t.compiles_reason), ("run", t.runs_reason))
+        if reason
+    ]
     print_result(table("", ("target", "what it is", "compiles here", "runs here", "evidence"), rows))
     if reasons:
-        print_result(table("why not", ("target", "reason"), list(dict.fromkeys(reasons))))
+        print_result(table("why not", ("target", "cannot", "reason"), reasons))
 
 
 @click.command(short_help="Describe this machine and what is wrong with it.")
@@ -70,7 +75,11 @@ def doctor(as_json: bool) -> None:
         table(
             "packages",
             ("package", "installed", "needed", "for"),
-            [(p.name, p.installed or "no", p.requirement, p.extra or "everything") for p in document.packages],
+            [
+                (p.name, p.installed or "no", p.requirement, p.extra or "everything")
+                for p in document.packages
+                if p.extra != "test"  # of no use to who does not change aicc
+            ],
         ),
     )
     if document.problems:

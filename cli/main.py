@@ -45,7 +45,7 @@ class OrderedGroup(click.Group):
 @click.version_option(package_name="aicc", message="aicc %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Compile an open model into one artifact for one chip; run it lean, anywhere.
+    """Compile an open model into one artifact for one chip; run, measure and serve it lean.
 
     A first session: `aicc pull smollm2-135m`, then `aicc compile smollm2-135m -o smol.aicc`, then
     `aicc chat smol.aicc`.

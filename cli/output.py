@@ -90,7 +90,12 @@ def write_atomically(files: Mapping[Path, Callable[[IO[bytes]], object]]) -> Non
     partial = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in files}
     try:
         for path, write in files.items():
-            with partial[path].open("wb") as file:
+            try:
+                file = partial[path].open("wb")
+            except OSError as error:
+                error.filename = str(path)  # the name the user gave
+                raise
+            with file:
                 write(file)
         for path in files:
             partial[path].replace(path)

@@ -45,6 +45,9 @@ the Python traceback.
 MODEL is what the compiler reads: a Hugging Face folder, a hub id (`org/name`), a `.gguf` or `.onnx`
 file, or a name known to `aicc pull`. ARTIFACT is what it makes: a folder, usually `NAME.aicc`.
 
+The shell completes commands and options after `eval "$(_AICC_COMPLETE=bash_source aicc)"`
+(`zsh_source` for zsh; for fish, `_AICC_COMPLETE=fish_source aicc | source`).
+
 Sizes in JSON are bytes, times seconds. New fields may be added to an object; none changes its meaning.
 """
 

@@ -81,15 +81,15 @@ def sampling_options(temperature: float, max_tokens: int) -> Callable[[Callable[
     """Options that say how tokens are chosen; ranges are checked by the runtime."""
     options = [
         click.option("--system", metavar="TEXT", help="System message the conversation starts with."),
-        click.option("--max-tokens", type=int, default=max_tokens, show_default=True, help="Most tokens to generate."),
+        click.option("--max-tokens", type=int, metavar="N", default=max_tokens, show_default=True, help="Most tokens to generate."),
         click.option(
-            "--temperature", type=float, default=temperature, show_default=True, help="0 takes the likeliest token."
+            "--temperature", type=float, metavar="T", default=temperature, show_default=True, help="0 takes the likeliest token."
         ),
         click.option(
-            "--top-p", type=float, default=1.0, show_default=True, help="Draw among this share of likelihood."
+            "--top-p", type=float, metavar="P", default=1.0, show_default=True, help="Draw among this share of likelihood."
         ),
-        click.option("--top-k", type=int, default=0, show_default=True, help="Draw among the K likeliest; 0 is all."),
-        click.option("--seed", type=int, help="Seed of the draws, to repeat an answer. [default: a fresh one]"),
+        click.option("--top-k", type=int, metavar="K", default=0, show_default=True, help="Draw among the K likeliest; 0 is all."),
+        click.option("--seed", type=int, metavar="N", help="Seed of the draws, to repeat an answer. [default: a fresh one]"),
         click.option("--stop", multiple=True, metavar="TEXT", help="End before this text appears. Repeatable."),
     ]
 
@@ -145,7 +145,8 @@ def run(
     """
     from aicc.runtime.artifact import Artifact
 
-    if Artifact.open(artifact).manifest.kind != "decoder":
+    manifest = Artifact.open(artifact).manifest
+    if manifest.kind != "decoder":
         from aicc.cli.run_tensors import run_tensors
 
         if prompt is not None:
@@ -153,7 +154,12 @@ def run(
         for_decoders = ("system", *SAMPLING, "raw", "kv_tokens")
         refuse_options(for_decoders, f"{artifact} is a model of tensors.")
         if output_dir is None and not as_json:
-            raise click.UsageError("Missing option '--output-dir': where to write the outputs.")
+            from aicc.runtime.session import what_it_takes
+
+            takes = what_it_takes(manifest.signatures[signature].inputs) if signature in manifest.signatures else ""
+            raise click.UsageError(
+                f"Missing option '--output-dir': where {artifact}, a model of tensors, writes its outputs. {takes}"
+            )
         return run_tensors(artifact, inputs, output_dir, signature, as_json, device, threads)
     for_tensors = ("inputs", "output_dir", "signature")
     refuse_options(for_tensors, f"{artifact} is a language model and takes a prompt.")
@@ -189,9 +195,8 @@ def answer(
         write_text("\n")
     timings = request.timings
     note(
-        f"{timings.completion_tokens} tokens at {timings.decode_tokens_per_s:.1f} tokens/s after a prompt of "
-        f"{timings.prompt_tokens} at {timings.prefill_tokens_per_s:.0f} tokens/s on {model.device}; "
-        f"loaded in {load_s:.2f} s"
+        f"{timings.completion_tokens} tokens at {timings.decode_tokens_per_s:.1f} tokens/s, the first "
+        f"{timings.prefill_s:.2f} s after a prompt of {timings.prompt_tokens}, on {model.device}; loaded in {load_s:.2f} s"
     )
     if as_json:
         from aicc.cli.documents import RunDocument, RunTimings, Usage

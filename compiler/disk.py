@@ -48,9 +48,9 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
 def no_space(path: Path, needed: int | None, error: OSError | None = None) -> ResourceError:
     """The error for a disk that cannot take ``needed`` bytes more for ``path``."""
     reason = error.strerror if error is not None else "there is not enough space on the disk"
-    more = f"{needed} bytes more are needed, and " if needed is not None else ""
+    more = f"{needed:,} bytes more are needed, and " if needed is not None else ""
     return ResourceError(
-        f"{path} cannot be written: {reason}; {more}{free_bytes(path)} bytes are free.",
+        f"{path} cannot be written: {reason}; {more}{free_bytes(path):,} bytes are free.",
         "Free some disk space, or choose an output on another disk.",
     )
 

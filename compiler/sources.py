@@ -15,7 +15,9 @@ from aicc.compiler.models import MODELS, Progress, pull
 from aicc.runtime.artifact import MANIFEST_NAME
 from aicc.runtime.errors import AiccError, IntegrityError, UnsupportedError, UsageError
 
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+\.(?:gguf|onnx)))?")
+# Names as the hub allows them; a path such as ./model.gguf is none.
+_HUB_NAME = r"(?![.-])(?:(?!--|\.\.)[\w.-])+(?<![.-])"
+_HUB_ID = re.compile(rf"(?P<repo>{_HUB_NAME}/{_HUB_NAME})(?:/(?P<file>[\w./-]+\.(?:gguf|onnx)))?", re.ASCII)
 _HUB_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json"]
 _HUB_FILES += [
     "tokenizer_config.json",
@@ -190,7 +192,8 @@ def _from_hub(repo: str, file: str | None, progress: Progress | None) -> Source:
         source = _from_path(snapshot / file, f"{repo}/{file}") if file else _from_folder(snapshot, repo)
     except (hub.GatedRepoError, hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
         raise UsageError(
-            f"the Hugging Face hub has no repository {repo!r} that may be read without more rights.",
+            f"there is no file or folder {repo}, and the Hugging Face hub has no repository of that name that may be "
+            "read without more rights.",
             "Check the name; for gated or private models log in with: hf auth login",
         ) from error
     except (hub.EntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError, httpx.HTTPError, OSError) as error:
@@ -206,7 +209,7 @@ def _from_hub(repo: str, file: str | None, progress: Progress | None) -> Source:
 def _unreachable(repo: str, offline: bool) -> AiccError:
     why = "offline mode is on (HF_HUB_OFFLINE)" if offline else "the Hugging Face hub cannot be reached"
     return UsageError(
-        f"{repo} is not in the local hub cache and {why}.",
+        f"there is no file or folder {repo}, it is not in the local hub cache, and {why}.",
         "Connect to the network, or download the folder elsewhere and give its path; "
         f"known without the hub: {', '.join(MODELS)}.",
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from aicc.runtime import load
 from aicc.runtime.artifact import TensorSpec
-from aicc.runtime.errors import ContextLengthError, UsageError
+from aicc.runtime.errors import UsageError
 from aicc.runtime.generator import Model
 from aicc.runtime.limits import read_bandwidth
 from aicc.runtime.machine import peak_rss_bytes, processor
@@ -23,7 +23,9 @@ _VARYING = 64  # size given to a varying dimension; a multiple of what strided i
 
 
 class DecoderBench(msgspec.Struct, frozen=True):
-    """Speeds of a decoder, one sequence at a time. Rates are medians; ``_min`` and ``_max`` their spread.
+    """What ``aicc bench --json`` prints for a language model: one sequence at a time.
+
+    Rates are medians; ``_min`` and ``_max`` their spread.
 
     Attributes:
         name: The model.
@@ -71,7 +73,7 @@ class DecoderBench(msgspec.Struct, frozen=True):
 
 
 class TensorBench(msgspec.Struct, frozen=True):
-    """Latency of a model of tensors.
+    """What ``aicc bench --json`` prints for a model of tensors.
 
     Attributes:
         name: The model.
@@ -128,8 +130,7 @@ def bench_artifact(
         inputs: For a model of tensors; None makes some up from its signature.
 
     Raises:
-        UsageError: A count below 1, or inputs that cannot be made up.
-        ContextLengthError: Prompt and new tokens do not fit the model's context.
+        UsageError: A count below 1, more tokens than the context holds, or inputs that cannot be made up.
         AiccError: The artifact cannot be loaded; see :func:`aicc.runtime.load`.
     """
     for name, value in (("prompt tokens", prompt_tokens), ("decode tokens", decode_tokens), ("repeat", repeat)):
@@ -152,7 +153,11 @@ def _bench_decoder(
     facts = model.manifest.llm
     assert facts is not None  # a Model has them
     if prompt_tokens + decode_tokens + 1 > model.context_length:
-        raise ContextLengthError(prompt_tokens + decode_tokens + 1, model.context_length)
+        raise UsageError(
+            f"a prompt of {prompt_tokens} tokens, its first new token and {decode_tokens} more do not fit the context "
+            f"of {model.context_length} tokens.",
+            "Ask for fewer of either.",
+        )
     # The same ids on every machine, so that runs can be compared.
     prompts = np.random.default_rng(0).integers(0, facts.vocab_size, (repeat + 1, prompt_tokens))
     (first_token_s, _), *runs = [time_generation(model, prompt.tolist(), decode_tokens) for prompt in prompts]

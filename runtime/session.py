@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -79,6 +79,11 @@ class Session:
         self.close()
 
 
+def what_it_takes(specs: Sequence[TensorSpec]) -> str:
+    """A sentence that names every input, its type and its shape."""
+    return f"The model takes: {', '.join(_describe(spec) for spec in specs)}."
+
+
 def check_inputs(specs: tuple[TensorSpec, ...], inputs: Mapping[str, Array]) -> dict[str, Array]:
     """The inputs as contiguous arrays in the order of ``specs``.
 
@@ -87,7 +92,7 @@ def check_inputs(specs: tuple[TensorSpec, ...], inputs: Mapping[str, Array]) -> 
     """
     unknown = sorted(set(inputs) - {spec.name for spec in specs})
     missing = [spec.name for spec in specs if spec.name not in inputs]
-    takes = f"The model takes: {', '.join(_describe(spec) for spec in specs)}."
+    takes = what_it_takes(specs)
     if unknown:
         raise UsageError(f"the model has no input {unknown[0]!r}.", takes)
     if missing:

@@ -121,17 +121,23 @@ def all_targets() -> Mapping[str, Target]:
 
     Returns:
         An ordered mapping; a family's first entry is its default variant.
+
+    Raises:
+        UsageError: Two families have one name, as a copied one has before it is edited.
     """
     import aicc.targets as package
 
     modules = [f"aicc.targets.{m.name}.target" for m in pkgutil.iter_modules(package.__path__) if m.ispkg]
     found: dict[str, Target] = {}
-    lists = [importlib.import_module(name).TARGETS for name in sorted(modules)]
-    lists += [entry.load() for entry in metadata.entry_points(group="aicc.targets")]
-    for targets in lists:
+    lists = [(name, importlib.import_module(name).TARGETS) for name in sorted(modules)]
+    lists += [(entry.value, entry.load()) for entry in metadata.entry_points(group="aicc.targets")]
+    for where, targets in lists:
         for target in targets:
             if target.name in found:
-                raise ValueError(f"two target families define {target.name}")
+                raise UsageError(
+                    f"{where} defines {target.name}, which another family has already.",
+                    "Give `family` the name of its own folder there.",
+                )
             found[target.name] = target
     return MappingProxyType(found)
 

@@ -1,5 +1,6 @@
 """The runtime is lean: what it imports, how quickly, and that nothing more is needed to run an artifact."""
 
+import json
 import subprocess
 import sys
 import venv
@@ -71,3 +72,11 @@ def test_the_runtimes_own_dependencies_are_enough_to_run_an_artifact(
     )
     assert done.returncode == 0, done.stderr
     assert page.exists()
+
+
+def test_a_lean_installation_has_no_problems_for_lacking_the_compiler(runtime_python: str) -> None:
+    aicc = Path(runtime_python).with_name("aicc")
+    done = subprocess.run([aicc, "doctor", "--json"], capture_output=True, text=True, timeout=300, check=True)
+    document = json.loads(done.stdout)
+    assert "onnx is not installed." in [device["problem"] for device in document["devices"]]
+    assert not [problem for problem in document["problems"] if "not installed" in problem["what"]]

@@ -31,14 +31,16 @@ def header(document: InspectDocument) -> Html:
     if llm:
         tiles += [
             ("Read per token", human_bytes(llm.weight_bytes_per_token), "weights, while decoding"),
-            ("KV cache", human_bytes(manifest.memory.kv_bytes_per_token), "for each token kept"),
-            ("Context", f"{llm.context_length:,}", "tokens at most"),
+            ("Context", f"{llm.context_length:,}", f"tokens, {human_bytes(manifest.memory.kv_bytes_per_token)} of KV each"),
             ("Architecture", f"{llm.layers} layers", f"{llm.kv_heads} KV heads of {llm.head_dim}"),
         ]
     else:
         signature = next(iter(manifest.signatures.values()), None)
         if signature:
             tiles.append(("Tensors", f"{len(signature.inputs)} → {len(signature.outputs)}", "inputs → outputs"))
+    if quality := manifest.quality:
+        agree = pictures.share(quality.top1_agreement, 1)  # type: ignore[arg-type]
+        tiles.append(("Agrees with the source", agree, f"on the likeliest token; KL {quality.kl_mean:.5f} nats"))
     return join(
         h("h1", manifest.name),
         lead,
@@ -229,7 +231,7 @@ def devices(document: InspectDocument) -> Html:
     rows = [
         (
             h("code", fit.target),
-            f"{fit.device} ({fit.description})" if fit.description else fit.device,
+            f"{fit.device} ({fit.description})" if fit.description else "none",
             h("span", fit.fit, _class=f"badge {fit.fit}"),
             fit.reason or "Made for exactly this.",
         )

@@ -50,7 +50,7 @@ def import_model(source: Source) -> ImportedModel:
         _divide_frequencies(
             built, _float_values(file.tensors[_ROPE_FACTORS]), config.rope_parameters["rope_theta"], where
         )
-    notes += [f"{count} matrices keep their {kind} integers" for kind, count in kept.items()]
+    notes += [f"matrices read as the {kind} integers they are: {count}" for kind, count in kept.items()]
     facts = _facts(file, built)
     if not facts.eos_token_ids:
         notes.append(NO_END)

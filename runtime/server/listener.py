@@ -129,10 +129,9 @@ class _Server(uvicorn.Server):
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
         self.should_exit = True
-        self._announce(
-            f"stopping: {self._engine.open_sequences} generations have up to "
-            f"{self.config.timeout_graceful_shutdown} s to finish; signal again to stop at once"
-        )
+        running, limit = self._engine.open_sequences, self.config.timeout_graceful_shutdown
+        what = f": running answers ({running}) have up to {limit} s; signal again to stop at once" if running else ""
+        self._announce(f"stopping{what}")
 
 
 def _listen(host: str, port: int, insecure: bool) -> socket.socket:
@@ -155,8 +154,14 @@ def _listen(host: str, port: int, insecure: bool) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise UsageError(
-            f"cannot listen on {host} port {port} ({error.strerror or error}).", "Choose another --host or --port."
+            f"cannot listen on {host} port {port} ({_reason(error)}).", "Choose another --host or --port."
         ) from error
+
+
+def _reason(error: OSError) -> str:
+    """What the system says, without the address that Python adds; look-ups of names have numbers of their own."""
+    known = error.errno is not None and not isinstance(error, socket.gaierror)
+    return os.strerror(error.errno) if known else str(error.strerror or error)
 
 
 def _is_loopback(host: str) -> bool:

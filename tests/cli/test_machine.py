@@ -48,6 +48,25 @@ def test_doctor_describes_this_machine(aicc: Run, tmp_path: Path):
     assert document.processor.model in text.out
 
 
+COPIED_FAMILY = """
+import sys
+import aicc.targets
+aicc.targets.__path__.append(sys.argv[1])
+from aicc.cli.main import main
+sys.exit(main(["targets"]))
+"""
+
+
+def test_a_copied_family_that_was_not_renamed_is_told_which_file_to_change(tmp_path: Path):
+    (tmp_path / "zz_copied").mkdir()
+    (tmp_path / "zz_copied" / "__init__.py").touch()
+    (tmp_path / "zz_copied" / "target.py").write_text("from aicc.targets.null.target import TARGETS\n")
+    done = subprocess.run([sys.executable, "-c", COPIED_FAMILY, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "aicc.targets.zz_copied.target defines null:host, which another family has already" in done.stderr
+    assert "Give `family` the name of its own folder" in done.stderr
+
+
 WITHOUT_OPENVINO = """
 import sys
 sys.modules["openvino"] = None  # importing it raises, as if it were not installed

@@ -169,3 +169,10 @@ def test_compiling_without_the_compiler_says_what_to_install(onnx_file: Path, co
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.count("\n") == 1
     assert "pip install 'aicc[compile]'" in done.stderr
+
+
+def test_a_model_of_tensors_that_is_given_nothing_says_all_it_takes(aicc: Run, tensors_artifact: Path):
+    done = aicc("run", tensors_artifact)
+    assert done.code == 2
+    assert "'--output-dir'" in done.err
+    assert "The model takes: x float32[n, 4], y float32[3]." in done.err

@@ -125,8 +125,8 @@ def test_linear_position_scaling_is_kept(tmp_path: Path) -> None:
 
 
 def test_smollm_keeps_every_quantised_matrix(smollm: ImportedModel) -> None:
-    assert "210 matrices keep their Q4_1 integers" in smollm.notes
-    assert "1 matrices keep their Q8_0 integers" in smollm.notes
+    assert "matrices read as the Q4_1 integers they are: 210" in smollm.notes
+    assert "matrices read as the Q8_0 integers they are: 1" in smollm.notes
 
 
 def test_smollm_shares_one_embedding_between_both_ends(smollm: ImportedModel) -> None:

@@ -117,6 +117,12 @@ def test_a_name_nothing_has_lists_what_there_is() -> None:
     assert "smollm2-135m" in refused.value.remedy
 
 
+@pytest.mark.parametrize("model", ["./model.gguf", "../models/model.onnx", "/models/model.gguf", "models/.hidden"])
+def test_a_path_where_nothing_is_is_no_hub_id(model: str) -> None:
+    with pytest.raises(UsageError, match="there is no file, folder or known model"):
+        resolve(model)
+
+
 @pytest.mark.parametrize("model", ["org/name", "org/name/model.gguf"])
 def test_a_hub_id_without_network_says_so(model: str, tmp_path: Path) -> None:
     script = (
@@ -128,7 +134,7 @@ def test_a_hub_id_without_network_says_so(model: str, tmp_path: Path) -> None:
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", script, model], capture_output=True, text=True, env=environment)
-    assert "org/name is not in the local hub cache and offline mode is on" in result.stdout
+    assert "no file or folder org/name, it is not in the local hub cache, and offline mode is on" in result.stdout
     assert "give its path" in result.stdout
 
 
