@@ -28,7 +28,7 @@ from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
 from aicc.targets.openvino.layout import DECODER_FILE, GRAPH_FILE, STAND_IN, AttentionLayer, DecoderLayout
 from aicc.targets.openvino.lowering.conversions import DecoderConversions
-from aicc.targets.openvino.lowering.decoder import flatten_tokens, share_constants
+from aicc.targets.openvino.lowering.decoder import flatten_tokens, share_equal_nodes
 from aicc.targets.openvino.lowering.exported import page_attention, read_exported
 from aicc.targets.openvino.lowering.faithful import lost_inputs, put_right, unfaithful
 from aicc.targets.openvino.lowering.frontend_errors import refused_nodes
@@ -59,7 +59,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
             "Compile for openvino:cpu or openvino:gpu.",
         )
     started = time.perf_counter()
-    outline = WeightOutline(imported.graph.clone(), weights)
+    outline = WeightOutline(imported.graph.clone(), weights, half_scales="float16" in target.compute_dtypes)
     if imported.exported is None:
         model, before, layers = _converted(imported, outline)
     else:
@@ -67,7 +67,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         before = len(model.get_ops())
         model, layers = page_attention(model) if decoder else (model, ())
     outline.attach(model)
-    share_constants(model)
+    share_equal_nodes(model)
     files = [GRAPH_FILE]
     if decoder:
         Path(directory, DECODER_FILE).write_bytes(msgspec.json.encode(DecoderLayout(layers)))
@@ -108,7 +108,7 @@ def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
     """The nodes OpenVINO has no conversion for, from shapes alone."""
     if any(node.domain in target.graph_domains for node in imported.graph.graph):
         return []  # OpenVINO's own operators
-    outline = WeightOutline(imported.graph.clone(), _NoWeights())
+    outline = WeightOutline(imported.graph.clone(), _NoWeights(), half_scales=True)
     conversions = DecoderConversions() if imported.kind == "decoder" else None
     if found := unfaithful(imported.graph, own=conversions.operators if conversions else ()):
         return found
