@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # What an artifact may set: a manifest is not trusted with options that name files or devices.
 _OPTIONS = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 MAX_BATCH_TOKENS = 512  # a longer prompt is prefilled in chunks of this, which bounds activations
+# After so many tokens the embedding rows they read are given back: each row brings 64 KiB of its neighbours.
+_GIVE_BACK_TOKENS = 128
 
 
 class OpenVINOProvider:
@@ -49,7 +51,7 @@ class OpenVINOProvider:
         """Whether the device is here and the installed OpenVINO reads the stored graph."""
         device = find_target(variant.target).device
         openvino = _openvino()
-        if not any(name.split(".")[0] == device for name in _core().available_devices):
+        if not _has(device):
             return Compatibility(
                 Fit.UNSUPPORTED, f"this machine has no {device} that OpenVINO can use; see `aicc doctor`."
             )
@@ -125,7 +127,7 @@ class MappedWeights:
 
         def sweep() -> None:
             while not done.wait(0.005):
-                self._map.madvise(mmap.MADV_DONTNEED)
+                self.give_back()
 
         thread = threading.Thread(target=sweep, name="aicc-give-back", daemon=True)
         thread.start()
@@ -134,7 +136,11 @@ class MappedWeights:
         finally:
             done.set()
             thread.join()
-            self._map.madvise(mmap.MADV_DONTNEED)
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Give back the pages in memory now."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
 
 class Tensors:
@@ -211,6 +217,7 @@ class Decoder(Tensors):
         # A key cache may have rows for scales beside the tokens'; a value cache has one row a token.
         values = next(i for i in caches if i.get_any_name() == "value_cache.0")
         self._page_size = int(values.get_partial_shape()[2].get_length())
+        self._tokens_read = 0
         self._page_count = -(-kv_tokens // self._page_size)
         self._memory = {i.get_any_name(): _allocate(i, self._page_count) for i in caches}
         for name, tensor in self._memory.items():
@@ -251,6 +258,10 @@ class Decoder(Tensors):
             request.set_tensor(name, tensor(array, shared_memory=True))
         with self._packing():
             request.infer()
+        self._tokens_read += len(batch.tokens)
+        if self._tokens_read >= _GIVE_BACK_TOKENS:
+            self._weights.give_back()
+            self._tokens_read = 0
         logits: NDArray[np.float32] = request.get_output_tensor(0).data
         return logits
 
@@ -316,6 +327,14 @@ def _device_name(compiled: ov.CompiledModel) -> str:
     devices = compiled.get_property("EXECUTION_DEVICES")
     name = devices[0] if isinstance(devices, list) else str(devices)
     return f"OpenVINO {name} ({_core().get_property(name, 'FULL_DEVICE_NAME')})"
+
+
+def _has(device: str) -> bool:
+    """Whether there is one; asks its own plugin, as listing all devices would load every plugin."""
+    try:
+        return bool(_core().get_property(device, "AVAILABLE_DEVICES"))
+    except RuntimeError:
+        return False
 
 
 def _version(text: str) -> tuple[int, ...]:

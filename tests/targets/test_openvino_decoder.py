@@ -1,10 +1,12 @@
 """A real decoder on openvino:cpu: right at full precision, close at 4 bits, the same in any batch."""
 
 import json
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -115,3 +117,29 @@ def test_a_prompt_in_pieces_and_a_decode_are_as_one_prompt(exact: Model) -> None
     _forward(exact, [ids[20:-1]], [20], [[60, 61]])
     last = _forward(exact, [ids[-1:]], [len(ids) - 1], [[60, 61]])
     assert cosine(whole, last) >= TOLERANCES["cosine"]["logits"]
+
+
+def test_scales_are_stored_as_the_cpu_plugin_multiplies_with_them(demo_artifact: Artifact) -> None:
+    graph = demo_artifact.file("variants/openvino-cpu/model.xml").read_text()
+    types = Counter(re.findall(r'<layer [^>]*type="Const"[^>]*>\s*<data [^>]*element_type="(\w+)"', graph))
+    assert types["u4"]
+    assert types["f16"] == 0
+
+
+def test_equal_reshapes_and_concatenations_are_stored_once(demo_artifact: Artifact) -> None:
+    graph = ElementTree.parse(demo_artifact.file("variants/openvino-cpu/model.xml")).getroot()
+    inputs: dict[str, list[tuple[str | None, ...]]] = defaultdict(list)
+    for edge in graph.iter("edge"):
+        inputs[edge.attrib["to-layer"]].append((edge.get("to-port"), edge.get("from-layer"), edge.get("from-port")))
+    kinds = {layer.attrib["id"]: layer.get("type") for layer in graph.iter("layer")}
+    made = Counter((kind, *sorted(inputs[key])) for key, kind in kinds.items() if kind in ("Concat", "Reshape"))
+    assert made
+    assert max(made.values()) == 1
+
+
+def test_a_long_prompt_leaves_no_embedding_rows_in_memory(compact: Model, demo_artifact: Artifact) -> None:
+    compact.logits(list(range(1000, 49000, 200)))
+    mappings = Path("/proc/self/smaps").read_text().split(str(demo_artifact.file("weights/model.bin")))[1:]
+    assert mappings
+    resident = [int(re.search(r"^Rss:\s+(\d+) kB", mapping, re.MULTILINE)[1]) for mapping in mappings]
+    assert max(resident) < 1024

@@ -26,7 +26,7 @@ from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
 from aicc.targets.openvino.layout import DECODER_FILE, GRAPH_FILE, STAND_IN, AttentionLayer, DecoderLayout
 from aicc.targets.openvino.lowering.conversions import DecoderConversions
-from aicc.targets.openvino.lowering.decoder import flatten_tokens, share_constants
+from aicc.targets.openvino.lowering.decoder import flatten_tokens, share_equal_nodes
 from aicc.targets.openvino.lowering.faithful import lost_inputs, put_right, unfaithful
 from aicc.targets.openvino.lowering.frontend_errors import refused_nodes
 from aicc.targets.openvino.lowering.ir_file import write_ir
@@ -58,7 +58,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     started = time.perf_counter()
     conversions = DecoderConversions() if decoder else None
     visible = attention_visibility(imported.graph, imported.llm.context_length) if decoder else {}
-    outline = WeightOutline(imported.graph.clone(), weights)
+    outline = WeightOutline(imported.graph.clone(), weights, half_scales="float16" in target.compute_dtypes)
     model = _convert(outline.model, conversions)
     before = len(model.get_ops())
     files = [GRAPH_FILE]
@@ -66,7 +66,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         model = flatten_tokens(model)
     transpose_in_products(model)
     outline.attach(model)
-    share_constants(model)
+    share_equal_nodes(model)
     if conversions is not None:
         layers = []
         for index, (attention, view) in enumerate(zip(conversions.attentions, visible.values(), strict=True)):
@@ -88,7 +88,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
 
 def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
     """The nodes OpenVINO has no conversion for, from shapes alone."""
-    outline = WeightOutline(imported.graph.clone(), _NoWeights())
+    outline = WeightOutline(imported.graph.clone(), _NoWeights(), half_scales=True)
     conversions = DecoderConversions() if imported.kind == "decoder" else None
     if found := unfaithful(imported.graph, own=conversions.operators if conversions else ()):
         return found

@@ -89,7 +89,7 @@ def rms_normalization(node: NodeContext) -> list[ov.Output]:
     square = op.power(x, _float(2))
     mean = op.reduce_mean(square, _ints(-1), keep_dims=True)
     root = op.sqrt(op.add(mean, _float(node.get_attribute("epsilon", 1e-5))))
-    return op.multiply(op.multiply(x, op.divide(_float(1), root)), weight).outputs()
+    return op.multiply(op.divide(x, root), weight).outputs()
 
 
 def rotary_embedding(node: NodeContext) -> list[ov.Output]:

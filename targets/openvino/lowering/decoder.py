@@ -10,6 +10,8 @@ from aicc.runtime.errors import UnsupportedError
 
 # Operators that may stand between the output projection and the logits (scaling, soft-capping).
 _ELEMENTWISE = ("Multiply", "Divide", "Tanh", "Add", "Convert")
+# Cheap operators that conversions make again for each use of a value, such as a layer's cosines and sines.
+_SHAREABLE = ("Concat", "Reshape", "Unsqueeze")
 
 
 def flatten_tokens(model: ov.Model) -> ov.Model:
@@ -45,17 +47,30 @@ def flatten_tokens(model: ov.Model) -> ov.Model:
     return flat_model
 
 
-def share_constants(model: ov.Model) -> None:
-    """Let equal small constants be one node: every pass of the plugin walks all nodes at load."""
-    seen: dict[tuple[str, str, bytes], ov.Node] = {}
+def share_equal_nodes(model: ov.Model) -> None:
+    """Let equal nodes be one, and drop a reshape of a reshape: every pass of a plugin walks all nodes at load."""
+    seen: dict[tuple[str, ...], ov.Node] = {}
     for node in model.get_ordered_ops():
-        if node.get_type_name() != "Constant" or node.get_byte_size() > 256:
+        kind = node.get_type_name()
+        if kind == "Constant" and node.get_byte_size() <= 256:
+            key = (str(node.get_element_type()), str(node.get_output_partial_shape(0)), node.data.tobytes().hex())
+        elif kind in _SHAREABLE:
+            if kind == "Reshape" and not node.get_attributes()["special_zero"]:
+                _skip_reshape(node)
+            inputs = (f"{i.get_node().get_name()}:{i.get_index()}" for i in node.input_values())
+            key = (kind, str(node.get_attributes()), *inputs)
+        else:
             continue
-        key = (str(node.get_element_type()), str(node.get_output_partial_shape(0)), node.data.tobytes())
         first = seen.setdefault(key, node)
         if first is not node:
             for target in node.output(0).get_target_inputs():
                 target.replace_source_output(first.output(0))
+
+
+def _skip_reshape(node: ov.Node) -> None:
+    before = node.input_value(0).get_node()
+    if before.get_type_name() == "Reshape":
+        node.input(0).replace_source_output(before.input_value(0))
 
 
 def _parameter(name: str, shape: list[int], dtype: ov.Type) -> ov.op.Parameter:

@@ -51,10 +51,13 @@ class WeightOutline:
     Args:
         model: A clone the caller gives up; its large initializers become graph inputs.
         store: The artifact's weights file.
+        half_scales: Whether the plugin takes float16 scales as they are; one that does not would
+            convert them at every load, and hold the copies beside its packed weights.
     """
 
-    def __init__(self, model: ir.Model, store: WeightStore) -> None:
+    def __init__(self, model: ir.Model, store: WeightStore, half_scales: bool) -> None:
         self.model = model
+        self._half_scales = half_scales
         self.placed: dict[str, Placed] = {}  # parameter name → where its constant is
         self._store = store
         self._blockwise: dict[str, BlockwiseWeight] = {}
@@ -119,7 +122,9 @@ class WeightOutline:
 
         scales, zero_points = weight.scales.const_value, None
         if weight.minimum is not None:
-            scales, zero_points = _float_zero_points(weight)
+            scales, zero_points = _float_zero_points(weight, np.float16 if self._half_scales else np.float32)
+        elif not self._half_scales:
+            scales = scales.numpy().astype(np.float32)
         compute = _element_type(scales)
         out = op.convert(parameter("values", weight.values.const_value, grouped), compute)
         if weight.zero_points is not None:
@@ -183,10 +188,10 @@ def _blockwise_behind(node: ir.Node) -> BlockwiseWeight | None:
     return best
 
 
-def _float_zero_points(weight: BlockwiseWeight) -> tuple[np.ndarray, np.ndarray]:
+def _float_zero_points(weight: BlockwiseWeight, wanted: type) -> tuple[np.ndarray, np.ndarray]:
     """Scales and zero points ``[N, K/g]`` with ``(q - z) * s == q * s + minimum``.
 
-    Both are float16 where the source's are and the zero points fit, float32 otherwise. A group of
+    Both are float16 where that is wanted, the source's are and the zero points fit, float32 otherwise. A group of
     equal values has scale 0 in the source and needs another here; its integers are all 0.
     """
     scales = weight.scales.const_value.numpy()
@@ -202,7 +207,8 @@ def _float_zero_points(weight: BlockwiseWeight) -> tuple[np.ndarray, np.ndarray]
         wide = np.where(flat, np.abs(minimum), wide)
     with np.errstate(divide="ignore", invalid="ignore"):
         zero = np.where(wide == 0, 0, -minimum / wide)
-    kind = np.float16 if scales.dtype == np.float16 and np.abs(zero).max() < np.finfo(np.float16).max else np.float32
+    half = wanted == scales.dtype == np.float16 and np.abs(zero).max() < np.finfo(np.float16).max
+    kind = np.float16 if half else np.float32
     return wide.astype(kind), zero.astype(kind)
 
 
