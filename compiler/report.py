@@ -50,10 +50,10 @@ class CompileReport(msgspec.Struct):
 
     target: str
     quantization: str
-    importer: str = ""  # mobius | onnx | optimum
     phases: list[PhaseRecord] = []
     coverage: list[OpCoverage] = []
     layers: list[LayerRecord] = []
     weight_bytes_per_token: int = 0
     quality: Quality | None = None
     notes: list[str] = []
+    importer: str = ""  # mobius | onnx | optimum
