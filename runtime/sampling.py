@@ -55,7 +55,7 @@ class SamplingParams:
         top_p: Keep the fewest most likely tokens whose probabilities reach this sum.
         min_p: Keep tokens at least this fraction as likely as the most likely one.
         repetition_penalty: Logits of tokens of the prompt and the output are divided by it where
-            positive, multiplied where negative.
+            positive, multiplied where negative; 0.01 to 100.
         presence_penalty: Subtracted from logits of tokens of the output.
         frequency_penalty: Subtracted once for each time a token is in the output.
         seed: Of the draws; None draws a fresh one.
@@ -89,7 +89,7 @@ class SamplingParams:
         _check_number("temperature", self.temperature, 0, 100)
         _check_number("top_p", self.top_p, 0, 1, exclude_low=True)
         _check_number("min_p", self.min_p, 0, 1)
-        _check_number("repetition_penalty", self.repetition_penalty, 0, 100, exclude_low=True)
+        _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
         _check_number("presence_penalty", self.presence_penalty, -100, 100)
         _check_number("frequency_penalty", self.frequency_penalty, -100, 100)
         if self.seed is not None:

@@ -86,7 +86,7 @@ class SamplingRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
         Meta(description="Extension: leave out tokens less likely than this share of the likeliest."),
     ] = None
     repetition_penalty: Annotated[
-        Annotated[float, Meta(gt=0, le=100)] | None,
+        Annotated[float, Meta(ge=0.01, le=100)] | None,
         Meta(description="Extension: logits of tokens of prompt and text are divided by this, if positive."),
     ] = None
     presence_penalty: Annotated[

@@ -199,6 +199,7 @@ def test_logprobs_are_of_the_model_and_not_of_the_filters():
         ("min_p", 2.0),
         ("max_tokens", 0),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-300),
         ("presence_penalty", float("inf")),
         ("seed", 2**64),
         ("stop", [""]),

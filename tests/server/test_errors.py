@@ -65,6 +65,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str, str]] = [
         "unsupported_parameter",
     ),
     ("temperature above 2", {"temperature": 2.1}, "temperature", "invalid_value"),
+    ("a repetition penalty no logit survives", {"repetition_penalty": 1e-300}, "repetition_penalty", "invalid_value"),
     ("temperature as text", {"temperature": "1"}, "temperature", "invalid_value"),
     ("top_p of 0", {"top_p": 0}, "top_p", "invalid_value"),
     ("negative top_k", {"top_k": -1}, "top_k", "invalid_value"),
