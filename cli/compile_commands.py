@@ -277,7 +277,10 @@ def _print_check(report: CheckReport) -> None:
         ("model", f"{report.model} ({report.kind}, {report.operators:,} nodes)"),
         ("importer", report.importer),
         ("target", report.target),
-        ("supported", "yes" if report.supported else f"no: {len(report.refused)} of {report.operators:,} nodes refused"),
+        (
+            "supported",
+            "yes" if report.supported else f"no: {len(report.refused)} of {report.operators:,} nodes refused",
+        ),
         ("weights", f"{human_bytes(report.weight_bytes)}: {one_line(report.quantization)}"),
     ]
     if report.kind == "decoder":

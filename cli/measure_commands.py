@@ -18,7 +18,12 @@ REPEATS = click.IntRange(1, 10_000)
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--prompt-tokens", type=COUNT, metavar="N", default=256, show_default=True, help="Length of the prompt.")
 @click.option(
-    "--decode-tokens", type=COUNT, metavar="N", default=64, show_default=True, help="Tokens to generate after the first."
+    "--decode-tokens",
+    type=COUNT,
+    metavar="N",
+    default=64,
+    show_default=True,
+    help="Tokens to generate after the first.",
 )
 @click.option("--repeat", type=REPEATS, metavar="N", default=5, show_default=True, help="Timed runs; medians are shown.")
 @input_option

@@ -81,15 +81,36 @@ def sampling_options(temperature: float, max_tokens: int) -> Callable[[Callable[
     """Options that say how tokens are chosen; ranges are checked by the runtime."""
     options = [
         click.option("--system", metavar="TEXT", help="System message the conversation starts with."),
-        click.option("--max-tokens", type=int, metavar="N", default=max_tokens, show_default=True, help="Most tokens to generate."),
         click.option(
-            "--temperature", type=float, metavar="T", default=temperature, show_default=True, help="0 takes the likeliest token."
+            "--max-tokens",
+            type=int,
+            metavar="N",
+            default=max_tokens,
+            show_default=True,
+            help="Most tokens to generate.",
         ),
         click.option(
-            "--top-p", type=float, metavar="P", default=1.0, show_default=True, help="Draw among this share of likelihood."
+            "--temperature",
+            type=float,
+            metavar="T",
+            default=temperature,
+            show_default=True,
+            help="0 takes the likeliest token.",
         ),
-        click.option("--top-k", type=int, metavar="K", default=0, show_default=True, help="Draw among the K likeliest; 0 is all."),
-        click.option("--seed", type=int, metavar="N", help="Seed of the draws, to repeat an answer. [default: a fresh one]"),
+        click.option(
+            "--top-p",
+            type=float,
+            metavar="P",
+            default=1.0,
+            show_default=True,
+            help="Draw among this share of likelihood.",
+        ),
+        click.option(
+            "--top-k", type=int, metavar="K", default=0, show_default=True, help="Draw among the K likeliest; 0 is all."
+        ),
+        click.option(
+            "--seed", type=int, metavar="N", help="Seed of the draws, to repeat an answer. [default: a fresh one]"
+        ),
         click.option("--stop", multiple=True, metavar="TEXT", help="End before this text appears. Repeatable."),
     ]
 
@@ -196,7 +217,8 @@ def answer(
     timings = request.timings
     note(
         f"{timings.completion_tokens} tokens at {timings.decode_tokens_per_s:.1f} tokens/s, the first "
-        f"{timings.prefill_s:.2f} s after a prompt of {timings.prompt_tokens}, on {model.device}; loaded in {load_s:.2f} s"
+        f"{timings.prefill_s:.2f} s after a prompt of {timings.prompt_tokens}, on {model.device}; "
+        f"loaded in {load_s:.2f} s"
     )
     if as_json:
         from aicc.cli.documents import RunDocument, RunTimings, Usage

@@ -14,7 +14,12 @@ from aicc.cli.run_commands import kv_option, runtime_options
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", metavar="N", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0 is any free."
+    "--port",
+    metavar="N",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 is any free.",
 )
 @click.option("--alias", metavar="NAME", help="What requests call the model. [default: the artifact's name]")
 @kv_option

@@ -31,7 +31,11 @@ def header(document: InspectDocument) -> Html:
     if llm:
         tiles += [
             ("Read per token", human_bytes(llm.weight_bytes_per_token), "weights, while decoding"),
-            ("Context", f"{llm.context_length:,}", f"tokens, {human_bytes(manifest.memory.kv_bytes_per_token)} of KV each"),
+            (
+                "Context",
+                f"{llm.context_length:,}",
+                f"tokens, {human_bytes(manifest.memory.kv_bytes_per_token)} of KV each",
+            ),
             ("Architecture", f"{llm.layers} layers", f"{llm.kv_heads} KV heads of {llm.head_dim}"),
         ]
     else:

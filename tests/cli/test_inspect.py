@@ -38,12 +38,12 @@ def test_its_object_holds_manifest_report_and_devices(aicc: Run, demo_artifact: 
     assert json.loads(aicc("inspect", demo_artifact.path, "--json", "--verify").out)["verified"] is True
 
 
-def test_a_page_that_cannot_be_written_is_named_as_the_user_named_it(
-    aicc: Run, tensors_artifact: Path, tmp_path: Path
-):
+def test_a_page_that_cannot_be_written_is_named_as_the_user_named_it(aicc: Run, tensors_artifact: Path, tmp_path: Path):
     done = aicc("inspect", tensors_artifact, "--html", tmp_path / "none" / "page.html")
     assert done.code == 2
-    assert done.err == f"aicc: No such file or directory: {tmp_path}/none/page.html. Check the path and its permissions.\n"
+    assert (
+        done.err == f"aicc: No such file or directory: {tmp_path}/none/page.html. Check the path and its permissions.\n"
+    )
 
 
 def test_without_its_timings_an_artifact_is_still_shown(aicc: Run, tensors_artifact: Path, tmp_path: Path):

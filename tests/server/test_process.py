@@ -27,7 +27,7 @@ def test_a_signal_lets_what_runs_finish_and_ends_well(demo_artifact: Artifact, s
             events = (line for line in answer.iter_lines() if line)
             next(events)
             os.kill(server.process.pid, sent)
-            wait_until(lambda: server.said("stopping: 1 generation"), "stopping")
+            wait_until(lambda: server.said("stopping: running answers (1)"), "stopping")
             wait_until(lambda: not accepts(server.url), "refusing new connections")
             rest = list(events)
 
