@@ -25,7 +25,9 @@ REPEATS = click.IntRange(1, 10_000)
     show_default=True,
     help="Tokens to generate after the first.",
 )
-@click.option("--repeat", type=REPEATS, metavar="N", default=5, show_default=True, help="Timed runs; medians are shown.")
+@click.option(
+    "--repeat", type=REPEATS, metavar="N", default=5, show_default=True, help="Timed runs; medians are shown."
+)
 @input_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @runtime_options

@@ -160,8 +160,9 @@ def _listen(host: str, port: int, insecure: bool) -> socket.socket:
 
 def _reason(error: OSError) -> str:
     """What the system says, without the address that Python adds; look-ups of names have numbers of their own."""
-    known = error.errno is not None and not isinstance(error, socket.gaierror)
-    return os.strerror(error.errno) if known else str(error.strerror or error)
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return str(error.strerror or error)
+    return os.strerror(error.errno)
 
 
 def _is_loopback(host: str) -> bool:
