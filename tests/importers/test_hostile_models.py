@@ -50,7 +50,7 @@ def copied(llama_folder: Path, tmp_path: Path) -> Path:
 
 
 def import_folder(folder: Path):
-    return import_model(Source(folder, "huggingface", "hostile"), digest=False)
+    return import_model(Source(folder, "huggingface", "hostile"), importer="mobius", digest=False)
 
 
 def import_gguf(path: Path, content: bytes):

@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 
 
 def imported_from(folder: Path):
-    return import_model(Source(folder, "huggingface", "miniature"))
+    return import_model(Source(folder, "huggingface", "miniature"), importer="mobius")
 
 
 def change_config(folder: Path, **values) -> None:
