@@ -70,11 +70,25 @@ AICC_INLINE __m512 aicc_group_minimum(const uint8_t *panel, int32_t g, aicc_weig
     return aicc_ps(aicc_load_as(w.minima, aicc_panel_minima(panel, w), (size_t)g * AICC_LANES));
 }
 
+/* Panels follow each other in memory, so what lies AICC_PREFETCH ahead is needed soon, whichever stream it belongs to.
+ * Streams that start anew with every panel are more than the hardware foresees: without this, decode runs at a third
+ * of the speed of memory. */
+#ifndef AICC_PREFETCH
+#define AICC_PREFETCH 8192
+#endif
+
+AICC_INLINE void aicc_prefetch_group(const uint8_t *panel, int32_t g, aicc_weight w) {
+    int32_t groups = w.k / w.group, lines = (int32_t)(aicc_panel_bytes(w) / 64);
+    for (int32_t line = 0; line < (lines + groups - 1) / groups; line++)
+        _mm_prefetch((const char *)panel + AICC_PREFETCH + (g * lines / groups + line) * 64, _MM_HINT_T0);
+}
+
 AICC_INLINE void aicc_linear_row(float *y, const int8_t *row, const uint8_t *panel, aicc_weight w) {
     __m512 result = _mm512_setzero_ps();
     for (int32_t g = 0; g < w.k / w.group; g++) {
         /* Two chains, as one would wait for itself. */
         __m512i dot = aicc_start(row, g, w), other = _mm512_setzero_si512();
+        aicc_prefetch_group(panel, g, w);
         for (int32_t b = 0; b < w.group / 32; b++) {
             __m512i v[AICC_BLOCK];
             int32_t at[AICC_BLOCK];
