@@ -4,7 +4,7 @@
 
 #include "engine.h"
 
-static int aicc_check_sequence(const aicc_description *about, const aicc_batch *b, int32_t i, int32_t pool_pages) {
+static inline int aicc_check_sequence(const aicc_description *about, const aicc_batch *b, int32_t i, int32_t pool_pages) {
     if (b->starts[i + 1] > b->token_count || b->starts[i + 1] <= b->starts[i] || b->past[i] < 0) return AICC_ERROR_BATCH;
     int32_t added = b->starts[i + 1] - b->starts[i]; /* starts rise from 0 */
     if (added > about->context_length - b->past[i]) return AICC_ERROR_CONTEXT;
@@ -17,7 +17,7 @@ static int aicc_check_sequence(const aicc_description *about, const aicc_batch *
 }
 
 /* AICC_OK, or what is wrong with a batch. */
-static int aicc_check_batch(const aicc_description *about, const aicc_batch *b, int32_t pool_pages) {
+static inline int aicc_check_batch(const aicc_description *about, const aicc_batch *b, int32_t pool_pages) {
     if (!b || !b->tokens || !b->starts || !b->past || !b->pages || !b->page_starts) return AICC_ERROR_ARGUMENT;
     if (b->sequences < 1 || b->sequences > about->max_batch_sequences) return AICC_ERROR_BATCH;
     if (b->token_count < 1 || b->token_count > about->max_batch_tokens) return AICC_ERROR_BATCH;
@@ -42,7 +42,7 @@ AICC_INLINE size_t aicc_most_items(const aicc_program *p) {
 }
 
 /* Fill the rows' places and the items of attention. `wide`: there are too few sequences to occupy all threads. */
-static void aicc_lay_out(const aicc_program *p, const aicc_batch *b, int32_t threads, int32_t *sequence_of,
+static inline void aicc_lay_out(const aicc_program *p, const aicc_batch *b, int32_t threads, int32_t *sequence_of,
                          int32_t *position_of, aicc_attention_item *items, int32_t *item_count) {
     int32_t count = 0, slots = 0;
     bool wide = b->sequences * p->kv_heads < 8 * threads && threads > 1;

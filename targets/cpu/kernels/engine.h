@@ -119,7 +119,7 @@ AICC_INLINE aicc_cut aicc_cut_step(const aicc_step *s, const aicc_frame *f, int3
 }
 
 /* Called by the pool: task `index` of step `number`. */
-static void aicc_engine_run(void *owner, uint32_t number, uint32_t index, uint32_t worker) {
+static inline void aicc_engine_run(void *owner, uint32_t number, uint32_t index, uint32_t worker) {
     aicc_engine *e = owner;
     const aicc_step *step = &e->program->steps[number];
     const aicc_cut *cut = &e->cuts[number];
@@ -136,7 +136,7 @@ static void aicc_engine_run(void *owner, uint32_t number, uint32_t index, uint32
 }
 
 /* Run all steps over the frame. */
-static void aicc_engine_execute(aicc_engine *e) {
+static inline void aicc_engine_execute(aicc_engine *e) {
     for (int32_t s = 0; s < e->program->step_count; s++) {
         e->cuts[s] = aicc_cut_step(&e->program->steps[s], &e->frame, (int32_t)e->pool.threads);
         e->tasks[s] = (uint32_t)(e->cuts[s].row_tasks * e->cuts[s].unit_tasks);

@@ -77,7 +77,7 @@ static inline bool aicc_pool_take(aicc_pool *p, uint32_t *step, uint32_t *task) 
 }
 
 /* Open step `step` or the first after it that has several tasks, running smaller ones here. */
-static void aicc_pool_advance(aicc_pool *p, uint32_t step, uint32_t worker) {
+static inline void aicc_pool_advance(aicc_pool *p, uint32_t step, uint32_t worker) {
     while (step < p->step_count && (p->tasks[step] <= 1 || p->threads == 1)) {
         for (uint32_t task = 0; task < p->tasks[step]; task++) p->run(p->owner, step, task, worker);
         step++;
@@ -91,7 +91,7 @@ static void aicc_pool_advance(aicc_pool *p, uint32_t step, uint32_t worker) {
 }
 
 /* Run tasks until none can be taken. */
-static void aicc_pool_work(aicc_pool *p, uint32_t worker) {
+static inline void aicc_pool_work(aicc_pool *p, uint32_t worker) {
     uint32_t step, task;
     while (aicc_pool_take(p, &step, &task)) {
         p->run(p->owner, step, task, worker);
@@ -100,7 +100,7 @@ static void aicc_pool_work(aicc_pool *p, uint32_t worker) {
 }
 
 /* Return when there may be a task, or `flag` is not `value` any more: spin, then sleep. */
-static void aicc_pool_wait(aicc_pool *p, _Atomic uint32_t *flag, uint32_t value) {
+static inline void aicc_pool_wait(aicc_pool *p, _Atomic uint32_t *flag, uint32_t value) {
     for (int i = 0; i < AICC_SPINS; i++) {
         if (aicc_pool_has_task(p) || atomic_load(flag) != value) return;
         aicc_pause();
@@ -113,7 +113,7 @@ static void aicc_pool_wait(aicc_pool *p, _Atomic uint32_t *flag, uint32_t value)
 }
 
 /* Run the steps; step s has tasks[s] tasks, which may be 0. Returns when all are done. */
-static void aicc_pool_execute(aicc_pool *p, const uint32_t *tasks, uint32_t step_count) {
+static inline void aicc_pool_execute(aicc_pool *p, const uint32_t *tasks, uint32_t step_count) {
     p->tasks = tasks;
     p->first += p->step_count + 1; /* no number is used twice, so nobody takes an old step for a new one */
     p->step_count = step_count;
@@ -136,7 +136,7 @@ static void *aicc_pool_thread(void *argument) {
 }
 #endif
 
-static void aicc_pool_close(aicc_pool *p) {
+static inline void aicc_pool_close(aicc_pool *p) {
 #ifndef AICC_SINGLE_THREAD
     atomic_store(&p->closing, 1);
     aicc_bell_ring(&p->bell);
@@ -146,7 +146,7 @@ static void aicc_pool_close(aicc_pool *p) {
 }
 
 /* Start `threads` - 1 threads. False, with none left running, if the system refuses one. */
-static bool aicc_pool_open(aicc_pool *p, uint32_t threads, aicc_task_function *run, void *owner) {
+static inline bool aicc_pool_open(aicc_pool *p, uint32_t threads, aicc_task_function *run, void *owner) {
     memset(p, 0, sizeof *p);
     aicc_bell_open(&p->bell);
     atomic_store(&p->ticket, AICC_SLACK);
