@@ -56,7 +56,7 @@ typedef enum aicc_step_kind {
     AICC_ATTENTION = 3, /* units: KV heads */
 } aicc_step_kind;
 
-#define AICC_OFFSETS 12
+#define AICC_OFFSETS 16
 struct aicc_step {
     aicc_step_function *run;
     int32_t kind;        /* aicc_step_kind */

@@ -17,7 +17,7 @@
 /* The first 64 bytes of a weights file; offsets of weights count from its beginning. */
 typedef struct aicc_weights_header {
     char magic[8]; /* "AICCWTS1" */
-    uint64_t bytes;
+    uint64_t zero; /* the header is written first, when the size of the file is not known yet */
     uint64_t id;
     uint8_t zeros[40];
 } aicc_weights_header;
@@ -84,7 +84,7 @@ static int aicc_check_weights(const void *weights, size_t bytes) {
     if (bytes < sizeof header || bytes < about->weights_bytes) return AICC_ERROR_WEIGHTS;
     memcpy(&header, weights, sizeof header);
     if (memcmp(header.magic, "AICCWTS1", 8) != 0) return AICC_ERROR_WEIGHTS;
-    if (header.bytes != about->weights_bytes || header.id != about->weights_id) return AICC_ERROR_WEIGHTS;
+    if (header.id != about->weights_id) return AICC_ERROR_WEIGHTS;
     return AICC_OK;
 }
 

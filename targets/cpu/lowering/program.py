@@ -175,7 +175,7 @@ class _Builder:
         weight = self.vector(node, node.inputs[1], size)
         bias = self.vector(node, node.inputs[2], size) if len(node.inputs) > 2 and node.inputs[2] is not None else None
         epsilon = node.attributes.get_float("epsilon", 1e-5)
-        self.put(node, self.add(node, rows.Norm, x.width, x, size, layer, weight, bias, epsilon))
+        self.put(node, self.add(node, rows.Norm, x.width, x, size, len(shape) > 3, layer, weight, bias, epsilon))
 
     def vector(self, node: ir.Node, value: ir.Value | None, width: int) -> Vector:
         """A constant of ``width`` elements, repeated if it is for each head."""
@@ -280,19 +280,18 @@ class _Builder:
         if node.name not in self.visible or any(o is not None and _used(o) for o in node.outputs[1:]):
             raise Refused(node, "its results other than the output are used")
         head_dim = align(size, LANES)
-        self.program.layers.append(
-            rows.Heads(
-                query_heads, kv_heads, head_dim, attributes.get_float("scale", 0.0) or 1 / math.sqrt(size),
-                attributes.get_float("softcap", 0.0), self.visible[node.name].window,
-            )
+        heads = rows.Heads(
+            query_heads, kv_heads, head_dim, attributes.get_float("scale", 0.0) or 1 / math.sqrt(size),
+            attributes.get_float("softcap", 0.0), self.visible[node.name].window,
         )  # fmt: skip
-        layer = len(self.program.layers) - 1
+        layer = len(self.program.layers)
+        self.program.layers.append(heads)
         if head_dim != size:  # kernels take heads in whole vectors
             parts = [self.add(node, rows.Resize, p.width // size * head_dim, p, size, head_dim) for p in parts]
         query, key, value = parts
-        self.program.ops.append(rows.Store(_name(node), None, key, layer, True))
-        self.program.ops.append(rows.Store(_name(node), None, value, layer, False))
-        out = self.add(node, rows.Attend, query_heads * head_dim, query, layer)
+        self.program.ops.append(rows.Store(_name(node), None, key, layer, heads, True))
+        self.program.ops.append(rows.Store(_name(node), None, value, layer, heads, False))
+        out = self.add(node, rows.Attend, query_heads * head_dim, query, layer, heads)
         if head_dim != size:
             out = self.add(node, rows.Resize, query_heads * size, out, head_dim, size)
         self.put(node, out)

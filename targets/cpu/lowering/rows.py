@@ -118,9 +118,10 @@ class Quantise(_Unary):
 
 @dataclass(eq=False, slots=True)
 class Norm(_Unary):
-    """RMS or layer normalisation of each piece of ``size`` columns."""
+    """RMS or layer normalisation of each piece of ``size`` columns: of the row, or of each head."""
 
     size: int
+    of_heads: bool
     layer: bool  # subtract the mean
     weight: Vector | None
     bias: Vector | None
@@ -173,6 +174,7 @@ class Store(_Unary):
     """Put keys or values of the new tokens into a layer's pages."""
 
     layer: int
+    heads: Heads
     keys: bool
 
 
@@ -181,6 +183,7 @@ class Attend(_Unary):
     """Attention of the queries ``x`` to all that a layer's pages hold."""
 
     layer: int
+    heads: Heads
 
 
 @dataclass(eq=False, slots=True)
