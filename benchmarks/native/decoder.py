@@ -68,7 +68,9 @@ def main() -> None:
 
 def measure(model, limits, weights, threads: int, prompt: int, tokens: int) -> list[float]:  # noqa: ANN001
     """Bytes read a second, int8 operations a second, prompt tokens a second, decoded tokens a second."""
-    read = max(limits.read_rate(native_model.address(weights), c_size_t(len(weights)), c_int32(threads)) for _ in range(3))
+    read = max(
+        limits.read_rate(native_model.address(weights), c_size_t(len(weights)), c_int32(threads)) for _ in range(3)
+    )
     peak = limits.int8_rate(c_int32(threads))
     model.reset()
     start = time.perf_counter()

@@ -84,5 +84,3 @@ def runnable(isa: str) -> Kernels:
     made = Kernels(isa)
     assert made.isa == isa
     return made
-
-

@@ -8,14 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from aicc.targets.cpu.lowering.toolchain import MACHINES
+
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "targets" / "cpu" / "kernels"
 BUILD = HERE.parents[1] / "build" / "native"
 
 ISA_FLAGS = {
-    "portable": ["-mcpu=x86_64", "-DAICC_PORTABLE"],
-    "avx2": ["-mcpu=x86_64_v3"],
-    "avx512-vnni": ["-mcpu=x86_64_v4+avx512vnni", "-mprefer-vector-width=512"],
+    "portable": MACHINES["portable"].flags,
+    "avx2": MACHINES["x86-64-v3"].flags,
+    "avx512-vnni": MACHINES["avx512-vnni"].flags,
 }
 # What /proc/cpuinfo must list for a library to run here.
 ISA_NEEDS = {
@@ -60,7 +62,10 @@ def build(source: Path, isa: str, defines: tuple[str, ...] = ()) -> Path:
     if not library.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
         partial = library.with_suffix(f".{os.getpid()}")
-        environment = {"ZIG_GLOBAL_CACHE_DIR": str(BUILD / "zig"), "ZIG_LOCAL_CACHE_DIR": str(BUILD / "zig")} | os.environ
+        environment = {
+            "ZIG_GLOBAL_CACHE_DIR": str(BUILD / "zig"),
+            "ZIG_LOCAL_CACHE_DIR": str(BUILD / "zig"),
+        } | os.environ
         subprocess.run([*command, str(source), "-o", str(partial), "-lm", "-lpthread"], check=True, env=environment)
         partial.rename(library)
     return library

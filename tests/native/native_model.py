@@ -105,7 +105,7 @@ def random_weights(path: Path, shape: Shape, size: int, identity: int, seed: int
         return random.uniform(0.5, 1.5, shape.hidden).astype(np.float32).tobytes()
 
     angles = np.outer(np.arange(shape.context), 10000.0 ** (-np.arange(shape.head // 2) * 2 / shape.head))
-    header = b"AICCWTS1" + np.array([size, identity], np.uint64).tobytes() + bytes(40)
+    header = b"AICCWTS1" + np.array([0, identity], np.uint64).tobytes() + bytes(40)
     width, kv = shape.heads * shape.head, shape.kv_heads * shape.head
     with path.open("wb") as file:
         file.write(header)

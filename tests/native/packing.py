@@ -37,7 +37,9 @@ def floats(values: NDArray, kind: int) -> bytes:
     return values.astype(np.float16 if kind == F16 else np.float32).tobytes()
 
 
-def pack(form: Form, values: NDArray, scales: NDArray | None = None, minima: NDArray | None = None) -> NDArray[np.uint8]:
+def pack(
+    form: Form, values: NDArray, scales: NDArray | None = None, minima: NDArray | None = None
+) -> NDArray[np.uint8]:
     """Panels of values `[n, k]` (stored integers, or floats) with scales and minima `[n, k / group]`; n a multiple of 16."""
     data = b""
     for start in range(0, len(values), 16):

@@ -50,7 +50,9 @@ class Cache:
             [page for _, pages, _ in sequences for page in pages], np.cumsum([0, *(len(p) for _, p, _ in sequences)]),
         )]  # fmt: skip
         starts, past, pages, page_starts = ints
-        batch = Batch(len(sequences), rows, len(pages), 0, None, *map(address, (starts, past, pages, page_starts)), None)
+        batch = Batch(
+            len(sequences), rows, len(pages), 0, None, *map(address, (starts, past, pages, page_starts)), None
+        )
         width = h.query * h.size
         out, records = np.full((rows, width), np.nan, np.float32), aligned(rows * (width + width // 32 * 12 + 64))
         scratch = aligned((32 * 128 + 4 * 32 + 3 * 32 * h.size) * 4)
@@ -136,4 +138,6 @@ def test_output_is_quantised_as_rows_are(kernels):
 def test_values_beyond_half_precision_are_held_at_its_largest(kernels):
     h = CASES[0]
     q, k, v = rows(np.random.default_rng(3), h, 1)
-    assert np.array_equal(Cache(kernels, 0).attend([(0, [1], 1)], q, k, v * 0 + 1e9), np.full((1, 576), 65504, np.float32))
+    assert np.array_equal(
+        Cache(kernels, 0).attend([(0, [1], 1)], q, k, v * 0 + 1e9), np.full((1, 576), 65504, np.float32)
+    )

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packing import BF16, F16, Q4
 
+FORMS = st.integers(0, 14)  # of kernels.c
 ROWS = [1, 2, 3, 5, 31, 33, 65]
 SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -67,7 +68,7 @@ def activations(kernels, form, x):
 
 @pytest.mark.parametrize("extreme", [False, True], ids=["ordinary", "extreme"])
 @SETTINGS
-@given(st.integers(0, 22), st.integers(1, 9), st.integers(1, 3), st.sampled_from(ROWS), st.integers(0, 2**32 - 1))
+@given(FORMS, st.integers(1, 9), st.integers(1, 3), st.sampled_from(ROWS), st.integers(0, 2**32 - 1))
 def test_products_are_right(kernels, extreme, form, groups, panels, rows, seed):
     form, x, values, scales, minima = case(kernels, kernels.forms()[form], groups, panels, rows, seed, extreme)
     got = kernels.linear(activations(kernels, form, x), kernels.pack(form, values, scales, minima), form)
@@ -77,7 +78,7 @@ def test_products_are_right(kernels, extreme, form, groups, panels, rows, seed):
 
 
 @SETTINGS
-@given(st.integers(0, 22), st.integers(1, 9), st.integers(1, 3), st.sampled_from(ROWS), st.integers(0, 2**32 - 1))
+@given(FORMS, st.integers(1, 9), st.integers(1, 3), st.sampled_from(ROWS), st.integers(0, 2**32 - 1))
 def test_instruction_sets_agree_with_the_portable_kernel(portable, accelerated, form, groups, panels, rows, seed):
     form, x, values, scales, minima = case(portable, portable.forms()[form], groups, panels, rows, seed, seed % 2 == 0)
     records = activations(portable, form, x)
@@ -104,7 +105,7 @@ def test_integer_sums_are_exact_at_the_ends_of_their_range(kernels):
 
 
 @SETTINGS
-@given(st.integers(0, 22), st.integers(1, 5), st.sampled_from(ROWS[1:]), st.integers(0, 2**32 - 1))
+@given(FORMS, st.integers(1, 5), st.sampled_from(ROWS[1:]), st.integers(0, 2**32 - 1))
 def test_a_row_alone_gives_the_same_bits_as_among_others(kernels, form, groups, rows, seed):
     form, x, values, scales, minima = case(kernels, kernels.forms()[form], groups, 2, rows, seed, seed % 2 == 0)
     records, packed = activations(kernels, form, x), kernels.pack(form, values, scales, minima)
@@ -116,7 +117,7 @@ def test_a_row_alone_gives_the_same_bits_as_among_others(kernels, form, groups, 
 
 
 @SETTINGS
-@given(st.integers(0, 22), st.integers(1, 5), st.integers(0, 31), st.integers(0, 2**32 - 1))
+@given(FORMS, st.integers(1, 5), st.integers(0, 31), st.integers(0, 2**32 - 1))
 def test_rows_of_a_weight_are_gathered_from_panels(kernels, form, groups, row, seed):
     form, _, values, scales, minima = case(kernels, kernels.forms()[form], groups, 2, 1, seed, False)
     got = kernels.gather(kernels.pack(form, values, scales, minima), row, form)

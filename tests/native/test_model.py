@@ -59,7 +59,11 @@ def test_a_row_has_the_same_bits_in_any_batch_and_with_any_threads(isa, folder):
         model = example(folder, isa, SHAPE, threads=threads)
         done = 0
         for count in (1, 2, 33, 60, 5, 7, 17, 1, 1, 1, 52, 1, 40, 1, 1):
-            batch = [(0, others[0], TOKENS[:3]), (done, pages, TOKENS[done : done + count]), (0, others[1], TOKENS[9:10])]
+            batch = [
+                (0, others[0], TOKENS[:3]),
+                (done, pages, TOKENS[done : done + count]),
+                (0, others[1], TOKENS[9:10]),
+            ]
             got = model.forward(batch)[3:-1]
             assert got.tobytes() == want[done : done + count].tobytes(), (threads, done)
             done += count
@@ -139,11 +143,15 @@ def test_opening_checks_memory_and_weights(model, folder, tmp_path):
     path = folder / f"weights-{model.description.weights_bytes}.bin"
     weights, memory = mapped(path), aligned(size + 64)
 
-    def opened(memory_at: int = 0, memory_size: int = size, data=weights, length: int | None = None, options=model.options):
+    def opened(
+        memory_at: int = 0, memory_size: int = size, data=weights, length: int | None = None, options=model.options
+    ):
         handle = c_void_p()
         place = c_void_p(memory.ctypes.data + memory_at)
         length = len(data) if length is None else length
-        status = lib.aicc_open(byref(handle), byref(options), place, c_size_t(memory_size), address(data), c_size_t(length))
+        status = lib.aicc_open(
+            byref(handle), byref(options), place, c_size_t(memory_size), address(data), c_size_t(length)
+        )
         if status == 0:
             lib.aicc_close(handle)
         return status
@@ -153,7 +161,9 @@ def test_opening_checks_memory_and_weights(model, folder, tmp_path):
     assert opened(memory_size=size - 1) == MEMORY
     assert opened(length=len(weights) - 1) == WEIGHTS
     assert opened(length=0) == WEIGHTS
-    assert opened(options=Options(-1, 4)) == opened(options=Options(1, 0)) == opened(options=Options(257, 4)) == ARGUMENT
+    assert (
+        opened(options=Options(-1, 4)) == opened(options=Options(1, 0)) == opened(options=Options(257, 4)) == ARGUMENT
+    )
     assert lib.aicc_memory_size(byref(Options(1, -5))) == 0
     for offset in range(24):
         changed = aligned(len(weights))
@@ -192,7 +202,10 @@ def numpy_decoder(path, tokens: list[int]) -> np.ndarray:
         rows = []
         for _ in range(-(-outputs // 16)):
             values = take(k * 2 * bits, np.uint8)
-            scale, zero = take(-(-k // 32 * 32 // 64) * 32, np.float16)[: k // 2].reshape(-1, 16), 128.0 if bits == 8 else 0
+            scale, zero = (
+                take(-(-k // 32 * 32 // 64) * 32, np.float16)[: k // 2].reshape(-1, 16),
+                128.0 if bits == 8 else 0,
+            )
             if bits == 4:
                 halves = values.reshape(k // 32, 4, 16, 4)
                 values = np.concatenate([halves & 15, halves >> 4], 1)

@@ -84,7 +84,7 @@ static int aicc_check_weights(const void *weights, size_t bytes) {
     if (bytes < sizeof header || bytes < about->weights_bytes) return AICC_ERROR_WEIGHTS;
     memcpy(&header, weights, sizeof header);
     if (memcmp(header.magic, "AICCWTS1", 8) != 0) return AICC_ERROR_WEIGHTS;
-    if (header.id != about->weights_id) return AICC_ERROR_WEIGHTS;
+    if (header.zero || header.id != about->weights_id) return AICC_ERROR_WEIGHTS;
     return AICC_OK;
 }
 
