@@ -58,15 +58,17 @@ def main() -> None:
         read, peak, prefill, decode = middle
         operations = 2 * multiplications(SHAPE)
         shares = np.array(values)
+        of_peak = np.median(shares[:, 2] * operations / shares[:, 1])
+        of_read = np.median(shares[:, 3] * size / shares[:, 0])
         print(
             f"{isa:12s} {threads} threads: read {read / 1e9:5.1f} ({best[0] / 1e9:5.1f}) GB/s, "
             f"int8 {peak / 1e12:5.3f} ({best[1] / 1e12:5.3f}) TOPS | "
-            f"prefill {prefill:6.0f} ({best[2]:6.0f}) tok/s = {np.median(shares[:, 2] * operations / shares[:, 1]):4.0%} "
-            f"of int8 | decode {decode:5.1f} ({best[3]:5.1f}) tok/s = {np.median(shares[:, 3] * size / shares[:, 0]):4.0%} of read"
+            f"prefill {prefill:6.0f} ({best[2]:6.0f}) tok/s = {of_peak:4.0%} "
+            f"of int8 | decode {decode:5.1f} ({best[3]:5.1f}) tok/s = {of_read:4.0%} of read"
         )
 
 
-def measure(model, limits, weights, threads: int, prompt: int, tokens: int) -> list[float]:  # noqa: ANN001
+def measure(model, limits, weights, threads: int, prompt: int, tokens: int) -> list[float]:
     """Bytes read a second, int8 operations a second, prompt tokens a second, decoded tokens a second."""
     read = max(
         limits.read_rate(native_model.address(weights), c_size_t(len(weights)), c_int32(threads)) for _ in range(3)

@@ -40,7 +40,7 @@ def floats(values: NDArray, kind: int) -> bytes:
 def pack(
     form: Form, values: NDArray, scales: NDArray | None = None, minima: NDArray | None = None
 ) -> NDArray[np.uint8]:
-    """Panels of values `[n, k]` (stored integers, or floats) with scales and minima `[n, k / group]`; n a multiple of 16."""
+    """Panels of values `[n, k]` (stored integers, or floats) with scales and minima `[n, k / group]`."""
     data = b""
     for start in range(0, len(values), 16):
         rows = values[start : start + 16]

@@ -60,9 +60,11 @@ class Cache:
         layout, items = np.zeros(2 * rows, np.int32), np.zeros((rows + len(sequences) + 256, 6), np.int32)
         floats = [np.ascontiguousarray(x, np.float32) for x in (q, k, v)]
         count = self.kernels.lib.attention(
-            c_int32(self.number), byref(batch), c_int32(threads), *map(address, floats), address(self.pool), address(out),
-            address(records) if quantised else None, address(scratch), address(partials), address(layout), address(items),
-        )  # fmt: skip
+            *(c_int32(self.number), byref(batch), c_int32(threads)),
+            *map(address, (*floats, self.pool, out)),
+            address(records) if quantised else None,
+            *map(address, (scratch, partials, layout, items)),
+        )
         assert count > 0
         return (out, records) if quantised else out
 
