@@ -68,7 +68,8 @@ class CpuProvider:
         here = processor()
         made_for = variant.requires.get("architecture", "")
         if made_for != here.architecture:
-            return Compatibility(Fit.UNSUPPORTED, f"it was made for {made_for} and this machine is {here.architecture}.")
+            reason = f"it was made for {made_for} and this machine is {here.architecture}."
+            return Compatibility(Fit.UNSUPPORTED, reason)
         missing = sorted(set(variant.requires.get("instruction_sets", "").split()) - set(here.instruction_sets))
         if missing:
             return Compatibility(
@@ -189,7 +190,7 @@ class CpuDecoder:
         Raises:
             UnsupportedError: Always.
         """
-        raise UnsupportedError("a decoder of the cpu family takes tokens, not tensors.", "Use Model.generate or logits.")
+        raise UnsupportedError("a decoder of the cpu family takes tokens.", "Use Model.generate or logits.")
 
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
         """One step; see :class:`aicc.runtime.provider.DecoderExecutable`."""

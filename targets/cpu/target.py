@@ -16,7 +16,6 @@ def _target(variant: str, description: str, architecture: str, instruction_sets:
         lowering="aicc.targets.cpu.lowering:lower",
         provider="aicc.targets.cpu.provider:CpuProvider",
         device="CPU",
-        extra="compile",
         weight_formats=(
             WeightFormat(4, _GROUPS, "float"),
             WeightFormat(8, _GROUPS, "float"),

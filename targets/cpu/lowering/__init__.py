@@ -1,11 +1,11 @@
 """The compile half for processors: graph → row program → steps → C → machine code.
 
-    program.py    the graph as operations on rows of tokens
-    fuse.py       the operations as steps, between which threads wait for each other
-    memory.py     where the buffers between steps lie
-    pack.py       weights in the kernels' layout
-    emit.py       model.c
-    toolchain.py  the shared library
+program.py    the graph as operations on rows of tokens
+fuse.py       the operations as steps, between which threads wait for each other
+memory.py     where the buffers between steps lie
+pack.py       weights in the kernels' layout
+emit.py       model.c
+toolchain.py  the shared library
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from aicc.targets.cpu.lowering.toolchain import compile_library, compiler_versio
 
 _KV_TYPES = {"float32": "F32", "float16": "F16"}
 SOURCE_FILE = "model.c"
-_DECODERS_ONLY = "it makes native code for decoders only so far"
+_DECODERS_ONLY = "native code is made for decoders only so far"
 
 
 def lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
@@ -45,7 +45,10 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     """
     refuse_operators(imported.graph, target)
     if imported.kind != "decoder":
-        raise UnsupportedError(f"{target.name} cannot run this model: {_DECODERS_ONLY}.", "Compile for openvino:cpu.")
+        refused = refusals(imported, target)[0]
+        raise UnsupportedError(
+            f"{target.name} cannot run {refused.op} ({refused.node}): {refused.reason}.", "Compile for openvino:cpu."
+        )
     started = time.perf_counter()
     program = build_program(imported)
     nodes = sum(1 for _ in imported.graph.graph.all_nodes())
@@ -67,5 +70,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
 def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
     """Nodes that are no operations on rows, from shapes alone."""
     if imported.kind != "decoder":
-        return [Refusal("", "", _DECODERS_ONLY)]
+        nodes = list(imported.graph.graph)
+        name = (nodes[0].name or str(nodes[0].outputs[0].name)) if nodes else ""
+        return [Refusal(name, nodes[0].op_type if nodes else "", _DECODERS_ONLY)]
     return find_refusals(imported)

@@ -19,7 +19,6 @@ from aicc.targets.cpu.lowering.memory import row_bytes
 from aicc.targets.cpu.lowering.program import ELEMENTWISE
 from aicc.targets.cpu.lowering.rows import Angles, Elementwise, Heads, Matrix, Op, Value, Vector
 
-
 _FORMS = ("weight", "float16", "float32", "bfloat16", "int8", "int4", "float")
 
 
@@ -95,7 +94,6 @@ class Body:
         return f"FLOATS(t->scratch, {at})"
 
 
-
 class RowCode:
     """Emits operations for one row, or for one unit's columns of it.
 
@@ -155,7 +153,8 @@ class RowCode:
         return self.where[value]
 
     def _in_buffer(self, value: Value, row: str) -> str:
-        return f"FLOATS(f->buffers, {self.body.at('buffer', value)}) + (size_t){_grouped(row)} * {value.width}{self._begin(value)}"
+        buffer = f"FLOATS(f->buffers, {self.body.at('buffer', value)})"
+        return f"{buffer} + (size_t){_grouped(row)} * {value.width}{self._begin(value)}"
 
     def _begin(self, value: Value) -> str:
         return "" if self.part is None else f" + unit * {self.columns(value)}"
@@ -217,7 +216,9 @@ class RowCode:
         wide = form.k if form.k != op.output.width else 0  # the gather writes the padding too
         to = self._target(op.output, wide)
         table, name = self.body.at("weights", op.table, LANES), self.body.constants.form(form)
-        self.lines.append(f"aicc_gather_row({to}, f->weights + {table}, (int32_t)f->batch->tokens[{self.row}], {name});")
+        self.lines.append(
+            f"aicc_gather_row({to}, f->weights + {table}, (int32_t)f->batch->tokens[{self.row}], {name});"
+        )
         if wide:
             self._copy_if_handed_over(op.output)
 
@@ -276,7 +277,9 @@ class RowCode:
 
     def _quantise(self, op: ops.Quantise) -> None:
         x, record = self._source(op.x), op.output.record
-        row = f"f->buffers + {self.body.at('buffer', op.output)} + (size_t){_grouped(self.row)} * {row_bytes(op.output)}"
+        row = (
+            f"f->buffers + {self.body.at('buffer', op.output)} + (size_t){_grouped(self.row)} * {row_bytes(op.output)}"
+        )
         if self.part is None:
             self.lines.append(f"aicc_quantise_row({row}, {record.k}, {record.group}, {x}, {op.x.width});")
         else:

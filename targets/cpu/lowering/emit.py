@@ -140,7 +140,8 @@ static const aicc_program aicc_this_program = {{
 
 def _constant_lines(constants: Constants, kv: str) -> list[str]:
     lines = [
-        f"static const aicc_weight {name} = {{AICC_{w.format}, {w.k}, {w.group}, {w.zero}, AICC_{w.scales}, AICC_{w.minima}}};"
+        f"static const aicc_weight {name} = "
+        f"{{AICC_{w.format}, {w.k}, {w.group}, {w.zero}, AICC_{w.scales}, AICC_{w.minima}}};"
         for w, name in constants.forms.items()
     ]
     return lines + [
@@ -198,7 +199,9 @@ def _function(step: Step, constants: Constants) -> Function:
     lines, unit_bytes = emitters[step.kind](step, body)
     if len(body.places) > _OFFSETS:
         node = step.ops()[0].node
-        raise UnsupportedError(f"the step of node {node} uses {len(body.places)} constants and buffers, more than {_OFFSETS}.")
+        raise UnsupportedError(
+            f"the step of node {node} uses {len(body.places)} constants and buffers, more than {_OFFSETS}."
+        )
     meanings = ", ".join(f"{i} {_meaning(place)}" for i, place in enumerate(body.places))
     head = f"/* at: {meanings} */\nstatic void @(const aicc_frame *f, const aicc_step *s, const aicc_task *t) {{"
     text = "\n".join([head, *(f"    {line}" for line in lines), "}"])
@@ -266,7 +269,9 @@ def _matrix_step(step: Step, body: Body) -> tuple[list[str], int]:
             last = index == len(step.parts) - 1
             condition = "{" if last else f"if (number < {first + part.units}) {{"
             lines += [f"    {'} else ' if index else ''}{condition}"]
-        lines.append(f"    {'    ' if len(step.parts) > 1 else ''}int32_t unit = number{f' - {first}' if first else ''};")
+        lines.append(
+            f"    {'    ' if len(step.parts) > 1 else ''}int32_t unit = number{f' - {first}' if first else ''};"
+        )
         lines += [f"    {'    ' if len(step.parts) > 1 else ''}{line}" for line in code]
         first += part.units
     if len(step.parts) > 1:
@@ -314,4 +319,3 @@ def _product(part: Part, linear: ops.Linear, tile: str, stride: int, body: Body)
         skipped = f" + {begin * form.panel_bytes}" if begin else ""
         lines.append(f"aicc_linear({to}, {stride}, {source}, {bytes_}, rows, {weight}{skipped}, {count}, {name});")
     return lines
-

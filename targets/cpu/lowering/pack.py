@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aicc.compiler.lowering import WeightStore
+from aicc.targets.cpu.lowering import rows as ops
 from aicc.targets.cpu.lowering.formats import LANES, Form, Matrix, align, read_float, stored_float, stored_zero
 from aicc.targets.cpu.lowering.rows import Angles, Program, Vector
-from aicc.targets.cpu.lowering import rows as ops
 
 _HEADER = struct.Struct("<8s8xQ40x")  # aicc_weights_header
 _MAGIC = b"AICCWTS1"

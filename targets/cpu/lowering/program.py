@@ -331,7 +331,7 @@ def _name(node: ir.Node) -> str:
 
 
 def _short(node: ir.Node) -> str:
-    """The part of a node's name that says what it is: ``q_proj`` of ``model/layers.0/self_attn/q_proj/MatMul_node_13``."""
+    """The part of its name that says what it is: ``q_proj`` of ``model/layers.0/self_attn/q_proj/MatMul_node_13``."""
     parts = [p for p in _name(node).replace(".", "/").split("/") if p and "_node" not in p and not p.isdigit()]
     useful = [p for p in parts if p not in ("model", "layers", "self_attn", "mlp")]
     return useful[-1] if useful else node.op_type.lower()

@@ -101,6 +101,7 @@ class _Unary(Op):
     x: Value
 
     def inputs(self) -> list[Value]:
+        """The one value."""
         return [self.x]
 
 
@@ -166,6 +167,7 @@ class Elementwise(Op):
     operands: tuple[Value | Vector | float, ...]
 
     def inputs(self) -> list[Value]:
+        """The operands that are values."""
         return [o for o in self.operands if isinstance(o, Value)]
 
 

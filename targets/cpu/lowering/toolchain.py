@@ -70,7 +70,8 @@ def compile_library(source: str, variant: str, directory: Path) -> str:
             Path(directory, LIBRARY).write_bytes(Path(folder, LIBRARY).read_bytes())
     except OSError as error:
         raise ResourceError(
-            f"the C compiler cannot work: {error.strerror or error}.", "Free some disk, or set XDG_CACHE_HOME and TMPDIR."
+            f"the C compiler cannot work: {error.strerror or error}.",
+            "Free some disk, or set XDG_CACHE_HOME and TMPDIR.",
         ) from error
     return LIBRARY
 
