@@ -8,7 +8,7 @@ AICC := $(BIN)/aicc
 ARTIFACT := build/smollm2-135m.aicc
 PROMPT ?= What is the capital of France?
 
-.PHONY: demo help test test-full soak bench docs lint clean
+.PHONY: demo help test test-full test-native soak bench docs lint clean
 
 demo: $(ARTIFACT)  ## Compile a real language model and ask it something.
 	$(AICC) inspect $(ARTIFACT)
@@ -25,6 +25,10 @@ test: $(VENV)/.test lint  ## Everything CI checks; set-up included.
 
 test-full: $(VENV)/.test lint  ## The long checks too: other importers' environments, larger models.
 	$(BIN)/pytest -m "full or not full"
+
+# By gcc, since the ziglang wheel has no sanitizer runtime; Python itself is not built for it, so the runtime is preloaded.
+test-native: $(VENV)/.test  ## The C kernels and the C interface under AddressSanitizer and UndefinedBehaviorSanitizer.
+	AICC_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$(gcc -print-file-name=libasan.so) $(BIN)/pytest tests/native
 
 lint: $(VENV)/.test  ## Style, types, and which package may import which.
 	$(BIN)/ruff check .

@@ -57,7 +57,8 @@ class LoweredVariant:
 
     Attributes:
         files: Names written into the variant's directory.
-        requires: The provider's descriptor of the driver or runtime the executable needs.
+        requires: The provider's descriptor of the driver, runtime or processor the executable needs.
+        producer: Packages that took part in making it, and their versions.
         options: What the provider must load it with.
         coverage: Where each operator's nodes went.
         passes: The target's own passes, for the report.
@@ -66,6 +67,7 @@ class LoweredVariant:
 
     files: list[str]
     requires: dict[str, str] = field(default_factory=dict)
+    producer: dict[str, str] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
     coverage: list[OpCoverage] = field(default_factory=list)
     passes: list[PassRecord] = field(default_factory=list)

@@ -152,7 +152,7 @@ def _manifest(
         format=Format(0, 0),  # filled in by the writer, like the files
         name=re.sub(r"[^a-z0-9.]+", "-", Path(imported.info.name).name.lower()).strip("-.") or "model",
         kind=imported.kind,
-        producer={p: metadata.version(p) for p in _PRODUCERS} | imported.packages | lowered.requires,
+        producer={p: metadata.version(p) for p in _PRODUCERS} | imported.packages | lowered.producer,
         source=imported.info,
         quantization=report.quantization,
         signatures=graph_signatures(imported.graph),

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from aicc.runtime.errors import UsageError
+from aicc.runtime.machine import Processor, processor
 
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 OpRule = Literal["native", "decompose", "refuse"]
@@ -53,7 +54,8 @@ class Target:
 
     Attributes:
         family: Folder under ``targets/`` and first half of the name.
-        variant: Second half of the name; the family's first target is its default.
+        variant: Second half of the name; the family's first target that this machine's processor can run is its
+            default.
         description: One line for ``aicc targets``.
         lowering: ``module:function`` of the compile half; None if nothing is compiled for it.
         provider: ``module:Class`` of the runtime half; None if it cannot run from an artifact.
@@ -70,6 +72,8 @@ class Target:
         alignment: Bytes each weight is aligned to.
         memory_bytes: Memory of the device, None if it is the host's.
         merges_projections: Whether one wide product is better than several that share an input.
+        architecture: What :mod:`platform` calls the processor that the code is made for; empty if any.
+        instruction_sets: Those of :data:`aicc.runtime.machine.INSTRUCTION_SETS` the code uses.
         evidence: What has been shown of it on the machines the project is tested on.
     """
 
@@ -89,6 +93,8 @@ class Target:
     alignment: int = 64
     memory_bytes: int | None = None
     merges_projections: bool = False
+    architecture: str = ""
+    instruction_sets: tuple[str, ...] = ()
     evidence: Evidence = "runs"
 
     def __post_init__(self) -> None:
@@ -106,6 +112,12 @@ class Target:
         """``family:variant``, as on the command line and in manifests."""
         return f"{self.family}:{self.variant}"
 
+    def runs_on(self, processor: Processor) -> bool:
+        """Whether a processor is of the architecture and has the instruction sets the code is made for."""
+        return self.architecture in ("", processor.architecture) and set(self.instruction_sets) <= set(
+            processor.instruction_sets
+        )
+
     def accepts_weight(self, bits: int, group_size: int, offset: str) -> bool:
         """Whether integer weights of this form need no change before this target."""
         rank = ("none", "integer", "float")
@@ -120,7 +132,7 @@ def all_targets() -> Mapping[str, Target]:
     """Every target of this installation by its full name, in-tree families first.
 
     Returns:
-        An ordered mapping; a family's first entry is its default variant.
+        An ordered mapping; each family's entries are in order of preference.
 
     Raises:
         UsageError: Two families have one name, as a copied one has before it is edited.
@@ -143,7 +155,7 @@ def all_targets() -> Mapping[str, Target]:
 
 
 def find_target(name: str) -> Target:
-    """The target called ``family:variant``, or a family's default for ``family``.
+    """The target called ``family:variant``, or for ``family`` the first of it that this machine's processor can run.
 
     Raises:
         UsageError: No such target; the message lists those there are.
@@ -151,9 +163,10 @@ def find_target(name: str) -> Target:
     targets = all_targets()
     if name in targets:
         return targets[name]
-    for target in targets.values():
-        if target.family == name:
-            return target
+    family = [target for target in targets.values() if target.family == name]
+    if family:
+        here = processor() if any(target.architecture for target in family) else None
+        return next((target for target in family if here is None or target.runs_on(here)), family[0])
     raise UsageError(f"there is no target {name!r}.", f"Choose one of: {', '.join(targets)}.")
 
 

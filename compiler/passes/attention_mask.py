@@ -28,16 +28,17 @@ class Visibility:
     window: int
 
 
-def attention_visibility(model: ir.Model, context_length: int) -> dict[str, Visibility]:
+def attention_visibility(model: ir.Model, context_length: int, *, caps: bool = False) -> dict[str, Visibility]:
     """Visibility of every ``Attention`` node of a decoder, by node name.
 
     Args:
         model: A decoder graph as importers give it.
         context_length: Tokens of the longest context; masks are probed there.
+        caps: Whether the chip's kernel can cap scores (``softcap``).
 
     Raises:
         UnsupportedError: A mask is neither causal nor a causal window, or there is a score
-            modification (soft-capping) besides it; names the node.
+            modification (soft-capping, unless ``caps``) besides it; names the node.
     """
     masks: dict[int, np.ndarray | None] = {}
     found = {}
@@ -48,6 +49,11 @@ def attention_visibility(model: ir.Model, context_length: int) -> dict[str, Visi
         key = id(mask)
         if key not in masks:
             masks[key] = None if mask is None else _probe(model, mask, context_length, node)
+        if not caps and node.attributes.get_float("softcap", 0.0):
+            raise UnsupportedError(
+                f"node {node.name} caps its attention scores (softcap), which a paged attention kernel here cannot.",
+                "Compile for a target that keeps the Attention operator, such as reference.",
+            )
         found[node.name] = _read(node, masks[key], context_length)
     return found
 
@@ -77,11 +83,6 @@ def _probe(model: ir.Model, mask: ir.Value, context_length: int, node: ir.Node) 
 
 
 def _read(node: ir.Node, allowed: np.ndarray | None, context_length: int) -> Visibility:
-    if node.attributes.get_float("softcap", 0.0):
-        raise UnsupportedError(
-            f"node {node.name} caps its attention scores (softcap), which a paged attention kernel here cannot.",
-            "Compile for a target that keeps the Attention operator, such as reference.",
-        )
     if allowed is None:
         allowed = np.ones((min(_ROWS, context_length), context_length), bool)
     rows = len(allowed)

@@ -46,6 +46,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         files=[],
         # What the provider needs of the machine to run this; it compares before it loads.
         requires={"onnx": onnx.__version__},
+        producer={"onnx": onnx.__version__},
         # What the provider must load it with, so that it runs as it was measured.
         options={},
         # Where each operator went: to the chip, or back to the host. Nothing may be left unsaid.

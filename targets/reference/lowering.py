@@ -22,6 +22,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     return LoweredVariant(
         files=[],
         requires={"onnxruntime": onnxruntime.__version__},
+        producer={"onnxruntime": onnxruntime.__version__},
         coverage=full_coverage(imported.graph),
         weight_bytes_per_token=weight_bytes_per_token(imported.graph) if imported.kind == "decoder" else 0,
     )

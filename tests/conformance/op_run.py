@@ -17,7 +17,7 @@ from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
 from aicc.runtime import load
 from aicc.runtime.errors import AiccError, MismatchError, UnsupportedError
-from aicc.runtime.target import Target, all_targets, load_object
+from aicc.runtime.target import Target, all_targets, find_target, load_object
 
 Status = Literal["ok", "refused", "differs", "fails"]
 
@@ -38,9 +38,13 @@ class Outcome:
 
 @cache
 def targets_here() -> tuple[Target, ...]:
-    """Targets the tests are promised to run on, where this machine has their device."""
+    """Targets the tests are promised to run on, where this machine has their device.
+
+    Variants for other instruction sets share their family's lowering, so its default stands for them.
+    """
     promised = [t for t in all_targets().values() if t.lowering is not None and t.evidence in ("runs", "emulated")]
-    return tuple(target for target in promised if _has_device(target))
+    chosen = [t for t in promised if not t.architecture or t is find_target(t.family)]
+    return tuple(target for target in chosen if _has_device(target))
 
 
 def _has_device(target: Target) -> bool:
@@ -100,6 +104,10 @@ def _run(case: Case, target: Target, folder: Path) -> Outcome:
 
 @cache
 def known(target: str) -> dict[str, dict[str, str]]:
-    """What is known not to work on a target: case name → ``status`` and ``reason``."""
+    """What is known not to work on a target: case name → ``status`` and ``reason``.
+
+    The entry of a family (``cpu``) holds for its variants, and its case ``*`` for all cases.
+    """
     table = tomllib.loads(Path(__file__).with_name("unsupported.toml").read_text())
-    return table.get(target, {})
+    listed = table.get(target) or table.get(target.split(":")[0], {})
+    return {case.name: listed["*"] for case in all_cases()} if "*" in listed else listed

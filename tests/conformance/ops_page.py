@@ -55,6 +55,9 @@ def _cell(outcomes: list[Outcome]) -> str:
 
 
 def _notes(target: Target) -> list[str]:
+    reasons = {entry["reason"] for entry in known(target.name).values()}
+    if len(reasons) == 1 and len(known(target.name)) == len(all_cases()):
+        return ["", f"## `{target.name}`", "", f"Every case: refused, {reasons.pop()}."]
     listed: list[Case] = [case for case in all_cases() if case.name in known(target.name)]
     if not listed:
         return []

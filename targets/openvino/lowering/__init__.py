@@ -74,9 +74,11 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         files.append(DECODER_FILE)
     write_ir(model, outline.placed, weights, Path(directory, GRAPH_FILE))
     record = PassRecord("convert to OpenVINO", before, len(model.get_ops()), time.perf_counter() - started)
+    version = {"openvino": ov.__version__.split("-")[0]}
     return LoweredVariant(
         files=files,
-        requires={"openvino": ov.__version__.split("-")[0]},
+        requires=version,
+        producer=version,
         options=_options(imported, target),
         coverage=full_coverage(imported.graph),
         passes=[record],

@@ -1,0 +1,1 @@
+"""The `cpu` family: native code made ahead of time."""

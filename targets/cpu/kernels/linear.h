@@ -1,0 +1,33 @@
+/* y = x Wᵀ for some rows of x and some panels of W: the one door to all matrix products.
+ *
+ * aicc_linear computes y[r * y_stride + 16 p + n] for rows r < `rows`, panels p < `panels` (a small constant, 1 .. 8)
+ * and lanes n < 16. Lanes past the weight's last output are zeros times x. What it means, whatever computes it:
+ *
+ *   float formats: four partial sums, of inputs i = 0, 1, 2, 3 modulo 4, each from 0 in rising order with fused
+ *     multiply-adds; the result is (s0 + s1) + (s2 + s3). x is float rows, x_stride bytes apart.
+ *   Q8, Q4: x is quantised rows (quantise.h) of the same k and group, x_stride bytes apart. Over groups g in order:
+ *       dot  = Σ q_w q_x - zero * sum[g]                         exact, int32
+ *       y    = fma(float(dot), scale_w[g] * scale_x[g], y)
+ *       y    = fma(minimum[g], total[g], y)                      if the weight has minima
+ *
+ * So a row's result does not depend on the rows beside it. The instruction sets differ at most in whether a
+ * multiply-add rounds once or twice. */
+#ifndef AICC_LINEAR_H
+#define AICC_LINEAR_H
+
+#include "linear_float.h"
+#if defined(AICC_AVX512VNNI)
+#include "linear_avx512vnni.h"
+#elif defined(AICC_AVX2)
+#include "linear_avx2.h"
+#else
+#include "linear_portable.h"
+#endif
+
+AICC_INLINE void aicc_linear(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows,
+                             const uint8_t *w, int32_t panels, aicc_weight form) {
+    if (aicc_is_quantised(form)) aicc_linear_quantised(y, y_stride, x, x_stride, rows, w, panels, form);
+    else aicc_linear_float(y, y_stride, x, x_stride, rows, w, panels, form);
+}
+
+#endif

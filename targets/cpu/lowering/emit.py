@@ -1,0 +1,321 @@
+"""``model.c``: the steps of a model as C that calls the kernels with constant shapes.
+
+Steps of layers with equal shapes give the same function, which is written once; what differs between
+them, the offsets of weights, buffers and cache, is in the table of steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aicc.runtime.errors import UnsupportedError
+from aicc.targets.cpu.lowering import rows as ops
+from aicc.targets.cpu.lowering.code import Body, Constants, Place, RowCode, leaf, number
+from aicc.targets.cpu.lowering.formats import LANES, align
+from aicc.targets.cpu.lowering.fuse import Part, Step
+from aicc.targets.cpu.lowering.memory import plan_buffers, row_bytes
+from aicc.targets.cpu.lowering.pack import Packer
+from aicc.targets.cpu.lowering.rows import Angles, Attend, Heads, Matrix, Op, Program, Quantise, Value, Vector
+
+MAX_BATCH_TOKENS = 256  # a longer prompt is prefilled in pieces of this, which bounds the buffers
+TILE_ROWS = 32  # AICC_TILE_ROWS
+_OFFSETS = 16  # AICC_OFFSETS
+_MOST_PANELS = 8  # of one aicc_linear
+_ATTENTION_ROWS, _SPLIT = 32, 128  # AICC_ATTENTION_ROWS, AICC_SPLIT
+
+
+@dataclass(slots=True)
+class Function:
+    """A step's C function and what its ``at`` entries mean.
+
+    Attributes:
+        text: Its definition, with ``@`` for its name.
+        name: Name it would like.
+        places: Meaning of the entries, for this step.
+        scratch_bytes: Scratch memory it needs.
+        unit_bytes: See ``aicc_step``.
+    """
+
+    text: str
+    name: str
+    places: list[Place]
+    scratch_bytes: int
+    unit_bytes: int
+
+
+@dataclass(slots=True)
+class Source:
+    """A model in C.
+
+    Attributes:
+        text: ``model.c``.
+        page_bytes: KV memory of 16 tokens.
+        buffer_bytes: Memory of the steps' buffers.
+    """
+
+    text: str
+    page_bytes: int
+    buffer_bytes: int
+
+
+def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, kv: str) -> Source:
+    """Write a model as C, and its weights into the packer.
+
+    Args:
+        program: The fused program.
+        steps: Its steps.
+        packer: Gets every constant.
+        name: What the model is called.
+        kv: Type of the cache: ``F16`` or ``F32``.
+    """
+    constants = Constants()
+    offsets, buffer_bytes = plan_buffers(steps, MAX_BATCH_TOKENS)
+    layers, page_bytes = _layers(program, kv)
+    names: dict[str, str] = {}
+    rows, scratch = [], 0
+    for step in steps:
+        function = _function(step, constants)
+        scratch = max(scratch, function.scratch_bytes)
+        if function.text not in names:
+            names[function.text] = _free_name(function.name, set(names.values()))
+        at = [_offset(place, packer, offsets, layers) for place in function.places]
+        rows.append(_table_row(step, names[function.text], function.unit_bytes, at))
+    text = "\n".join(
+        [
+            _TOP.format(name=name, count=len(steps)),
+            *_constant_lines(constants, kv),
+            "",
+            *(text.replace("@", chosen) + "\n" for text, chosen in names.items()),
+            "static const aicc_step steps[] = {",
+            *rows,
+            "};",
+            "",
+            _BOTTOM.format(
+                name=name, weights_bytes=packer.end, weights_id=packer.identity, vocab=program.vocab,
+                context=program.context, layers=len(program.layers), page_bytes=page_bytes, tokens=MAX_BATCH_TOKENS,
+                buffer_bytes=buffer_bytes, scratch_bytes=align(scratch),
+                partial=max((h.query_heads * (h.head_dim + LANES) for h in program.layers), default=0),
+                kv_heads=max((h.kv_heads for h in program.layers), default=0),
+                queries=min((max(1, _ATTENTION_ROWS * h.kv_heads // h.query_heads) for h in program.layers), default=1),
+            ),
+        ]
+    )  # fmt: skip
+    return Source(text, page_bytes, buffer_bytes)
+
+
+_TOP = """\
+/* {name}, compiled by aicc: {count} steps. Kernels are explained in their own files. */
+#include "attention.h"
+#include "linear.h"
+#include "maths.h"
+#include "norm.h"
+#include "rope.h"
+
+#define FLOATS(base, offset) ((float *)(void *)((base) + (offset)))
+#define WEIGHT_FLOATS(f, offset) ((const float *)(const void *)((f)->weights + (offset)))
+
+/* Formats of the weights, and shapes of the attentions. */"""
+
+_BOTTOM = """\
+static const aicc_program aicc_this_program = {{
+    .about = {{
+        .abi_version = AICC_ABI_VERSION, .kind = AICC_DECODER, .name = "{name}", .isa = AICC_ISA,
+        .weights_bytes = {weights_bytes}u, .weights_id = 0x{weights_id:016x}u,
+        .vocab_size = {vocab}, .context_length = {context}, .layer_count = {layers},
+        .page_tokens = AICC_LANES, .page_bytes = {page_bytes}u,
+        .max_batch_tokens = {tokens}, .max_batch_sequences = {tokens},
+    }},
+    .steps = steps,
+    .step_count = sizeof steps / sizeof steps[0],
+    .buffer_bytes = {buffer_bytes}u,
+    .scratch_bytes = {scratch_bytes}u,
+    .partial_floats = {partial},
+    .kv_heads = {kv_heads},
+    .queries_per_item = {queries},
+}};
+
+#include "model.h"
+"""
+
+
+def _constant_lines(constants: Constants, kv: str) -> list[str]:
+    lines = [
+        f"static const aicc_weight {name} = "
+        f"{{AICC_{w.format}, {w.k}, {w.group}, {w.zero}, AICC_{w.scales}, AICC_{w.minima}}};"
+        for w, name in constants.forms.items()
+    ]
+    return lines + [
+        f"static const aicc_heads {name} = {{{h.query_heads}, {h.kv_heads}, {h.head_dim}, AICC_{kv}, 1, {h.window}, "
+        f"{number(h.scale)}, {number(h.soft_cap)}}};"
+        for h, name in constants.heads.items()
+    ]
+
+
+def _layers(program: Program, kv: str) -> tuple[list[int], int]:
+    """Where each layer's part of a page begins, and the bytes of a page."""
+    begins, end = [], 0
+    for heads in program.layers:
+        begins.append(end)
+        end += heads.kv_heads * heads.head_dim * LANES * 2 * (4 if kv == "F32" else 2)
+    return begins, end
+
+
+def _offset(place: Place, packer: Packer, buffers: dict[Value, int], layers: list[int]) -> int:
+    what = place.what
+    if isinstance(what, Value):
+        return buffers[what]
+    if isinstance(what, Matrix):
+        return packer.matrix(what, place.unit)
+    if isinstance(what, Vector):
+        return packer.vector(what)
+    if isinstance(what, Angles):
+        return packer.angles(what)
+    return layers[what]
+
+
+def _table_row(step: Step, function: str, unit_bytes: int, at: list[int]) -> str:
+    units = sum(part.units for part in step.parts) if step.kind == "MATRIX" else 1
+    if step.kind == "ATTENTION":
+        units = _attend(step).heads.kv_heads
+    nodes = " ".join(dict.fromkeys(op.node.rsplit("/", 1)[0] or op.node for op in step.ops()))
+    offsets = ", ".join(map(str, at))
+    return (
+        f"    /* {nodes.replace('*/', '')} */\n"
+        f"    {{{function}, AICC_{step.kind}, {int(step.selected)}, {units}, {unit_bytes}, {{{offsets}}}}},"
+    )
+
+
+def _free_name(wanted: str, taken: set[str]) -> str:
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    return name
+
+
+def _function(step: Step, constants: Constants) -> Function:
+    body = Body(constants, set(step.handed_over))
+    emitters = {"MATRIX": _matrix_step, "ROWS": _row_step, "ATTENTION": _attention_step}
+    lines, unit_bytes = emitters[step.kind](step, body)
+    if len(body.places) > _OFFSETS:
+        node = step.ops()[0].node
+        raise UnsupportedError(
+            f"the step of node {node} uses {len(body.places)} constants and buffers, more than {_OFFSETS}."
+        )
+    meanings = ", ".join(f"{i} {_meaning(place)}" for i, place in enumerate(body.places))
+    head = f"/* at: {meanings} */\nstatic void @(const aicc_frame *f, const aicc_step *s, const aicc_task *t) {{"
+    text = "\n".join([head, *(f"    {line}" for line in lines), "}"])
+    return Function(text, _step_name(step), body.places, body.scratch_bytes, unit_bytes)
+
+
+def _meaning(place: Place) -> str:
+    what = place.what
+    if isinstance(what, int):
+        return "the layer in a page"
+    if isinstance(what, Matrix):
+        return f"weight {leaf(what.value.name)}"
+    return leaf(what.name)
+
+
+def _step_name(step: Step) -> str:
+    if step.kind == "ATTENTION":
+        return "attention"
+    if step.kind == "MATRIX":
+        names = [linear.output.name for part in step.parts for linear in part.linears]
+    else:
+        named = [op.output.name for op in step.ops() if isinstance(op, (ops.Embed, ops.Norm, ops.Select))]
+        names = named or [op.output.name for op in step.ops() if op.output is not None]
+    return "_".join(dict.fromkeys(n.replace(".", "_") for n in names))[:60]
+
+
+def _row_step(step: Step, body: Body) -> tuple[list[str], int]:
+    operations: list[Op] = step.parts[0].ops
+    inner = RowCode(body, operations, "row").emit()
+    moved = sum(row_bytes(v) for v in (*step.read(), *step.handed_over))
+    loop = "for (int32_t row = t->row_begin; row < t->row_end; row++) {"
+    return [loop, *(f"    {line}" for line in inner), "}"], moved
+
+
+def _attend(step: Step) -> Attend:
+    attend = step.parts[0].ops[0]
+    assert isinstance(attend, Attend)
+    return attend
+
+
+def _attention_step(step: Step, body: Body) -> tuple[list[str], int]:
+    attend = _attend(step)
+    heads: Heads = attend.heads
+    records = [op.output for op in step.parts[0].ops if isinstance(op, Quantise)]
+    quantised = f"f->buffers + {body.at('buffer', records[0])}" if records else "NULL"
+    group = records[0].record.group if records else 0
+    width = heads.query_heads * heads.head_dim
+    body.scratch_bytes = 4 * (_ATTENTION_ROWS * _SPLIT + 4 * _ATTENTION_ROWS + 3 * _ATTENTION_ROWS * heads.head_dim)
+    query, out = body.at("buffer", attend.x), body.at("buffer", attend.output)
+    return [
+        f"aicc_attention_place at = {{FLOATS(f->buffers, {query}), FLOATS(f->buffers, {out}), {width}, {width},",
+        f"                           {quantised}, {group}}};",
+        f"aicc_attention(f, t, {body.at('page', attend.layer)}, at, {body.constants.layout(heads)});",
+    ], 0
+
+
+def _matrix_step(step: Step, body: Body) -> tuple[list[str], int]:
+    """A loop over units; each part has its own range of them."""
+    lines = ["for (int32_t number = t->begin; number < t->end; number++) {"]
+    first, largest = 0, 0
+    for index, part in enumerate(step.parts):
+        code = _part(part, body)
+        largest = max(largest, sum(_unit_bytes(part, linear) for linear in part.linears))
+        if len(step.parts) > 1:
+            last = index == len(step.parts) - 1
+            condition = "{" if last else f"if (number < {first + part.units}) {{"
+            lines += [f"    {'} else ' if index else ''}{condition}"]
+        lines.append(
+            f"    {'    ' if len(step.parts) > 1 else ''}int32_t unit = number{f' - {first}' if first else ''};"
+        )
+        lines += [f"    {'    ' if len(step.parts) > 1 else ''}{line}" for line in code]
+        first += part.units
+    if len(step.parts) > 1:
+        lines.append("    }")
+    return [*lines, "}"], largest
+
+
+def _unit_bytes(part: Part, linear: ops.Linear) -> int:
+    return align(part.unit, LANES) // LANES * linear.matrix.form.panel_bytes
+
+
+def _part(part: Part, body: Body) -> list[str]:
+    """The products of one unit for tiles of rows, and what follows for each row."""
+    stride = align(part.unit, LANES)
+    tiles = {linear: f"tile_{i}" for i, linear in enumerate(part.linears)}
+    before = body.scratch_bytes
+    body.scratch_bytes = 0  # parts run one after another in the same memory
+    lines = [f"float *{tile} = {body.scratch(TILE_ROWS * stride)};" for tile in tiles.values()]
+    if part.width % part.unit:
+        lines.append(f"int32_t columns = AICC_MIN({part.width} - unit * {part.unit}, {part.unit});")
+    lines += [
+        "for (int32_t tile = t->row_begin; tile < t->row_end; tile += AICC_TILE_ROWS) {",
+        "    int32_t rows = AICC_MIN(t->row_end - tile, AICC_TILE_ROWS);",
+    ]
+    for linear, tile in tiles.items():
+        lines += [f"    {line}" for line in _product(part, linear, tile, stride, body)]
+    rows = RowCode(body, part.ops, "tile + r", part)
+    for linear, tile in tiles.items():
+        rows.given(linear.output, f"{tile} + r * {stride}")
+    inner = rows.emit()
+    lines += ["    for (int32_t r = 0; r < rows; r++) {", *(f"        {line}" for line in inner), "    }", "}"]
+    body.scratch_bytes = max(before, body.scratch_bytes)
+    return lines
+
+
+def _product(part: Part, linear: ops.Linear, tile: str, stride: int, body: Body) -> list[str]:
+    form, x = linear.matrix.form, linear.x
+    name, panels, bytes_ = body.constants.form(form), stride // LANES, row_bytes(x)
+    source = f"f->buffers + {body.at('buffer', x)} + (size_t)tile * {bytes_}"
+    weight = f"f->weights + {body.at('weights', linear.matrix, part.unit)} + (size_t)unit * {_unit_bytes(part, linear)}"
+    lines = []
+    for begin in range(0, panels, _MOST_PANELS):
+        count = min(_MOST_PANELS, panels - begin)
+        to = f"{tile} + {begin * LANES}" if begin else tile
+        skipped = f" + {begin * form.panel_bytes}" if begin else ""
+        lines.append(f"aicc_linear({to}, {stride}, {source}, {bytes_}, rows, {weight}{skipped}, {count}, {name});")
+    return lines

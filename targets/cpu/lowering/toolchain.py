@@ -1,0 +1,109 @@
+"""The C compiler: clang out of the PyPI package ``ziglang``, which makes code for every target from any machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError
+from aicc.runtime.machine import cache_directory
+
+KERNELS = Path(__file__).parents[1] / "kernels"
+LIBRARY = "libmodel.so"
+_TIMEOUT = 600  # seconds; a model takes a few
+
+# Contraction is off because kernels say themselves where a multiply-add is fused; the path map and the
+# missing build id make the same source give the same bytes wherever it is compiled.
+_FLAGS = (
+    "-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-semantic-interposition",
+    "-fvisibility=hidden", "-fPIC", "-shared", "-Wl,-s", "-Wl,--build-id=none", "-Wno-unused-function",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the compiler calls a target: a triple, and flags for its instruction sets."""
+
+    triple: str
+    flags: tuple[str, ...]
+
+
+_LINUX_X86 = "x86_64-linux-gnu.2.17"  # runs with every glibc since 2012
+MACHINES = {
+    "avx512-vnni": Machine(_LINUX_X86, ("-mcpu=x86_64_v4+avx512vnni", "-mprefer-vector-width=512")),
+    "x86-64-v3": Machine(_LINUX_X86, ("-mcpu=x86_64_v3",)),
+    "portable": Machine(_LINUX_X86, ("-mcpu=baseline", "-DAICC_PORTABLE")),
+}
+
+
+def compile_library(source: str, variant: str, directory: Path) -> str:
+    """Compile ``model.c`` to a shared library.
+
+    Args:
+        source: The C text.
+        variant: One of :data:`MACHINES`.
+        directory: Where the library goes.
+
+    Returns:
+        Its file name.
+
+    Raises:
+        MismatchError: There is no compiler.
+        UnsupportedError: It does not compile the model, or not in time.
+        ResourceError: No disk to compile on.
+    """
+    machine = MACHINES[variant]
+    caches = cache_directory() / "zig"
+    environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": str(caches), "ZIG_LOCAL_CACHE_DIR": str(caches / "local")}
+    try:
+        caches.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "model.c").write_text(source)
+            command = [*_compiler(), *_FLAGS, "-target", machine.triple, *machine.flags, f"-I{KERNELS}", "model.c"]
+            command += ["-o", LIBRARY, "-lm", "-lpthread"]
+            _run(command, folder, environment)
+            Path(directory, LIBRARY).write_bytes(Path(folder, LIBRARY).read_bytes())
+    except OSError as error:
+        raise ResourceError(
+            f"the C compiler cannot work: {error.strerror or error}.",
+            "Free some disk, or set XDG_CACHE_HOME and TMPDIR.",
+        ) from error
+    return LIBRARY
+
+
+def compiler_version() -> str:
+    """Version of the compiler, for the manifest."""
+    from importlib import metadata
+
+    _compiler()
+    return metadata.version("ziglang")
+
+
+def _compiler() -> list[str]:
+    if importlib.util.find_spec("ziglang") is None:
+        raise MismatchError(
+            "the cpu family needs a C compiler, the package ziglang.", "Install it: pip install 'aicc[compile]'."
+        )
+    return [sys.executable, "-m", "ziglang", "cc"]
+
+
+def _run(command: list[str], folder: str, environment: dict[str, str]) -> None:
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UnsupportedError(
+            f"the C compiler did not finish the model in {_TIMEOUT} seconds.", "Compile for another target."
+        ) from error
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise UnsupportedError(
+            f"the C compiler refuses the model: {'; '.join(line.strip() for line in said[:3]) or done.returncode}.",
+            "This is a defect of aicc: please report it. Until then compile for another target.",
+        )

@@ -1,0 +1,145 @@
+"""Attention over pages equals softmax in float64, whatever the batch, and gives the same bits however it is cut."""
+
+from __future__ import annotations
+
+from ctypes import byref, c_int32
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from native_model import Batch, address, aligned
+
+
+@dataclass(frozen=True)
+class Heads:
+    query: int
+    kv: int
+    size: int
+    half: bool
+    causal: bool
+    window: int
+    scale: float
+    cap: float
+
+
+CASES = [  # as in kernels.c
+    Heads(9, 3, 64, True, True, 0, 0.125, 0),
+    Heads(4, 4, 32, False, True, 0, 0.2, 0),
+    Heads(8, 1, 80, True, True, 200, 0.1, 0),
+    Heads(4, 2, 128, False, True, 70, 0.1, 5),
+    Heads(6, 2, 48, False, False, 0, 0.15, 0),
+    Heads(40, 1, 16, False, True, 0, 0.25, 30),
+]
+PAGES = 64
+
+
+class Cache:
+    """A pool of pages and attention over it; garbage where nothing was written."""
+
+    def __init__(self, kernels, number: int):
+        self.kernels, self.number, self.heads = kernels, number, CASES[number]
+        h = self.heads
+        self.pool = aligned(PAGES * h.kv * h.size * 32 * (2 if h.half else 4))
+        self.pool[:] = 0xFF  # NaN
+
+    def attend(self, sequences, q, k, v, threads: int = 1, quantised: bool = False):
+        """`sequences` of (past, pages, count); q, k, v rows `[T, heads, size]`. Float rows out, or row records too."""
+        h, rows = self.heads, len(q)
+        ints = [np.array(values, np.int32) for values in (
+            np.cumsum([0, *(count for *_, count in sequences)]), [past for past, *_ in sequences],
+            [page for _, pages, _ in sequences for page in pages], np.cumsum([0, *(len(p) for _, p, _ in sequences)]),
+        )]  # fmt: skip
+        starts, past, pages, page_starts = ints
+        batch = Batch(
+            len(sequences), rows, len(pages), 0, None, *map(address, (starts, past, pages, page_starts)), None
+        )
+        width = h.query * h.size
+        out, records = np.full((rows, width), np.nan, np.float32), aligned(rows * (width + width // 32 * 12 + 64))
+        scratch = aligned((32 * 128 + 4 * 32 + 3 * 32 * h.size) * 4)
+        partials = np.full(256 * h.query * (h.size + 16), np.nan, np.float32)
+        layout, items = np.zeros(2 * rows, np.int32), np.zeros((rows + len(sequences) + 256, 6), np.int32)
+        floats = [np.ascontiguousarray(x, np.float32) for x in (q, k, v)]
+        count = self.kernels.lib.attention(
+            *(c_int32(self.number), byref(batch), c_int32(threads)),
+            *map(address, (*floats, self.pool, out)),
+            address(records) if quantised else None,
+            *map(address, (scratch, partials, layout, items)),
+        )
+        assert count > 0
+        return (out, records) if quantised else out
+
+
+def softmax_attention(h: Heads, q, keys, values, first: int):
+    """Float64 attention of queries at positions first, first + 1, ... over all keys `[n, kv, size]`."""
+    group, out = h.query // h.kv, np.empty((len(q), h.query, h.size))
+    position, key = np.arange(len(q))[:, None] + first, np.arange(len(keys))[None]
+    seen = np.full((len(q), len(keys)), True)
+    if h.causal:
+        seen &= key <= position
+    if h.window:
+        seen &= key > position - h.window
+    for head in range(h.query):
+        s = q[:, head].astype(float) @ keys[:, head // group].T.astype(float) * h.scale
+        s = h.cap * np.tanh(s / h.cap) if h.cap else s
+        s = np.where(seen, s, -np.inf)
+        p = np.exp(s - s.max(1, keepdims=True))
+        out[:, head] = p / p.sum(1, keepdims=True) @ values[:, head // group]
+    return out.reshape(len(q), -1)
+
+
+def rows(random, h: Heads, count: int):
+    kv = [random.standard_normal((count, h.kv, h.size)).astype(np.float16).astype(np.float32) for _ in range(2)]
+    return random.standard_normal((count, h.query, h.size)).astype(np.float32) * 3, *kv
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_a_prompt_in_one_piece_is_softmax(kernels, number):
+    h = CASES[number]
+    for length in (1, 15, 16, 17, 128, 129, 300):
+        cache = Cache(kernels, number)
+        q, k, v = rows(np.random.default_rng(length), h, length)
+        pages = list(np.random.default_rng(0).permutation(PAGES)[: -(-length // 16)])
+        got = cache.attend([(0, pages, length)], q, k, v)
+        assert np.allclose(got, softmax_attention(h, q, k, v, 0), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("number", [n for n, h in enumerate(CASES) if h.causal])
+def test_chunks_decoding_and_company_give_the_same_bits(kernels, number):
+    """A prompt at once; in chunks; a token at a time with splits side by side; beside other sequences."""
+    h, length = CASES[number], 290
+    random = np.random.default_rng(number)
+    q, k, v = rows(random, h, length)
+    other = rows(random, h, 40)
+    pages = list(range(19))
+    whole = Cache(kernels, number).attend([(0, pages, length)], q, k, v)
+
+    chunked = Cache(kernels, number)
+    for start, end in ((0, 7), (7, 140), (140, length)):
+        company = [np.concatenate(pair) for pair in zip(other, (q[start:end], k[start:end], v[start:end]), strict=True)]
+        got = chunked.attend([(0, [40, 41, 42], 40), (start, pages, end - start)], *company, threads=2)
+        assert got[40:].tobytes() == whole[start:end].tobytes()
+
+    single = Cache(kernels, number)
+    single.attend([(0, pages, 250)], q[:250], k[:250], v[:250])
+    for row in range(250, length):
+        now = slice(row, row + 1)
+        got = single.attend([(row, pages, 1)], q[now], k[now], v[now], threads=8)
+        assert got.tobytes() == whole[now].tobytes()
+
+
+def test_output_is_quantised_as_rows_are(kernels):
+    h = CASES[0]
+    q, k, v = rows(np.random.default_rng(3), h, 20)
+    out, records = Cache(kernels, 0).attend([(0, [5, 9], 20)], q, k, v, quantised=True)
+    want = kernels.quantise(out, 576, 32)
+    used = 576 + 18 * 12
+    got = records[: 20 * want.shape[1]].reshape(20, -1)
+    assert np.array_equal(got[:, :used], want[:, :used])
+
+
+def test_values_beyond_half_precision_are_held_at_its_largest(kernels):
+    h = CASES[0]
+    q, k, v = rows(np.random.default_rng(3), h, 1)
+    assert np.array_equal(
+        Cache(kernels, 0).attend([(0, [1], 1)], q, k, v * 0 + 1e9), np.full((1, 576), 65504, np.float32)
+    )

@@ -1,0 +1,155 @@
+"""A real decoder as native code: right at full precision, close at 4 bits, the same bits in any batch."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tolerances import TOLERANCES, cosine
+
+from aicc.compiler.pipeline import compile_model
+from aicc.runtime import Artifact, Model, load
+from aicc.runtime.errors import AiccError, IntegrityError, UsageError
+from aicc.runtime.provider import TokenBatch
+
+GOLDEN = Path(__file__).parent.parent / "data" / "golden"
+CASES = json.loads((GOLDEN / "smollm2-135m-instruct.json").read_text())
+LOGITS = np.load(GOLDEN / "smollm2-135m-instruct.npz")
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """SmolLM2 at float32."""
+    path = tmp_path_factory.mktemp("fp32") / "smollm2.aicc"
+    compile_model("smollm2-135m", "cpu", path, quant="fp32", measure=False)
+    with load(path, kv_tokens=2048) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def compact_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 as it is compiled by default, its quality measured."""
+    path = tmp_path_factory.mktemp("auto") / "smollm2.aicc"
+    compile_model("smollm2-135m", "cpu", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compact(compact_path: Path) -> Iterator[Model]:
+    with load(compact_path, kv_tokens=2048) as model:
+        yield model
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_full_precision_gives_the_golden_logits(exact: Model, case: int) -> None:
+    found = exact.logits(CASES[case]["prompt_ids"])[-1]
+    assert cosine(found, LOGITS[f"logits_{case}"]) >= TOLERANCES["cosine"]["logits"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["text"])
+def test_full_precision_finds_every_top_token_that_is_clearly_ahead(exact: Model, case: dict[str, Any]) -> None:
+    prompt, greedy = case["prompt_ids"], case["greedy_ids"]
+    found = exact.logits(prompt + greedy)[len(prompt) - 1 : -1].argmax(axis=1)
+    clear = np.array(case["margins"]) > TOLERANCES["margin"]["top1"]
+    assert clear.any()
+    assert np.array_equal(found[clear], np.array(greedy)[clear])
+
+
+def test_the_default_keeps_its_quality_on_held_out_text(compact: Model) -> None:
+    quality, limits = compact.manifest.quality, TOLERANCES["quality"]["auto"]
+    assert quality is not None
+    assert quality.tokens >= limits["tokens"]
+    assert quality.kl_mean <= limits["kl_mean"]
+    assert quality.top1_agreement >= limits["top1_agreement"]
+
+
+def _batch(sequences: list[list[int]], past: list[int], pages: list[list[int]], all_rows: bool = False) -> TokenBatch:
+    starts = np.cumsum([0, *map(len, sequences)]).astype(np.int32)
+    return TokenBatch(
+        np.concatenate(sequences).astype(np.int64),
+        starts,
+        np.array(past, np.int32),
+        np.concatenate(pages).astype(np.int32),
+        np.cumsum([0, *map(len, pages)]).astype(np.int32),
+        np.arange(starts[-1], dtype=np.int32) if all_rows else starts[1:] - 1,
+    )
+
+
+def _forward(model: Model, sequences: list[list[int]], past: list[int], pages: list[list[int]]) -> NDArray[np.float32]:
+    """Last-token logits of several sequences in one step."""
+    return model._executable.forward(_batch(sequences, past, pages)).copy()  # type: ignore[attr-defined]
+
+
+def test_a_row_is_the_same_to_the_last_bit_alone_beside_others_and_in_pieces(compact: Model) -> None:
+    sequences = [case["prompt_ids"] for case in CASES[:4]]
+    together = _forward(compact, sequences, [0] * 4, [[4 * i, 4 * i + 1] for i in range(4)])
+    for index, ids in enumerate(sequences):
+        assert np.array_equal(_forward(compact, [ids], [0], [[40, 41]])[0], together[index])
+        _forward(compact, [ids[:3]], [0], [[60, 61]])
+        _forward(compact, [ids[3:-1]], [3], [[60, 61]])
+        assert np.array_equal(_forward(compact, [ids[-1:]], [len(ids) - 1], [[60, 61]])[0], together[index])
+
+
+def test_the_number_of_threads_changes_no_bit(compact: Model, compact_path: Path) -> None:
+    ids = CASES[5]["prompt_ids"]
+    with load(compact_path, threads=1, kv_tokens=256) as alone:
+        assert "1 threads" in alone._executable.device
+        assert np.array_equal(alone.logits(ids), compact.logits(ids))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokens": np.array([49152])}, "token"),
+        ({"tokens": np.array([-1])}, "token"),
+        ({"pages": np.array([10_000], np.int32)}, "page"),
+        ({"past": np.array([99_999], np.int32)}, "context"),
+        ({"past": np.array([16], np.int32)}, "page"),
+        ({"logit_rows": np.array([1], np.int32)}, "batch"),
+        ({"tokens": np.array([5], np.int32)}, "int32"),
+        ({"starts": np.array([0, 1, 2], np.int32)}, "contradicts"),
+    ],
+    ids=str,
+)
+def test_a_batch_that_makes_no_sense_is_an_error_and_the_model_goes_on(
+    compact: Model, change: dict[str, Any], said: str
+) -> None:
+    good = {"tokens": [[5]], "past": [0], "pages": [[7]]}
+    batch = _batch(good["tokens"], good["past"], good["pages"])
+    fields = {name: getattr(batch, name) for name in TokenBatch.__dataclass_fields__} | change
+    with pytest.raises(UsageError, match=said):
+        compact._executable.forward(TokenBatch(**fields))  # type: ignore[attr-defined]
+    assert np.isfinite(_forward(compact, [[5]], [0], [[7]])).all()
+
+
+def test_no_threads_are_left_and_nothing_runs_after_closing(compact_path: Path) -> None:
+    model = load(compact_path, kv_tokens=64)
+    executable = model._executable  # type: ignore[union-attr]
+    model.close()
+    model.close()
+    with pytest.raises(UsageError, match="closed"):
+        executable.forward(_batch([[5]], [0], [[0]]))
+
+
+@pytest.mark.parametrize("threads", [0, 1000])
+def test_threads_that_cannot_be_started_are_refused(compact_path: Path, threads: int) -> None:
+    with pytest.raises(UsageError, match="threads"):
+        load(compact_path, threads=threads)
+
+
+def test_weights_of_another_model_are_noticed(compact_path: Path) -> None:
+    with (compact_path / "weights/model.bin").open("r+b") as file:
+        header = file.read(64)
+        try:
+            file.seek(16)
+            file.write(b"another!")
+            file.flush()
+            with pytest.raises((IntegrityError, AiccError), match="weights"):
+                load(compact_path)
+        finally:
+            file.seek(0)
+            file.write(header)
+    Artifact.open(compact_path).verify()
