@@ -171,7 +171,7 @@ def export_openvino(
     _require_space(source, directory.parent)
     python = environment(progress)
     progress(f"exporting {source.name} with optimum-intel {VERSION}, which takes minutes")
-    command = [str(python), "-m", "optimum.commands.optimum_cli", "export", "openvino"]
+    command = [str(python), "-P", "-m", "optimum.commands.optimum_cli", "export", "openvino"]
     command += ["--model", str(source.path.resolve()), "--task", task, "--weight-format", "fp32"]
     command += ["--disable-convert-tokenizer", str(directory)]
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

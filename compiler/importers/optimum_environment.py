@@ -62,7 +62,7 @@ def environment(progress: Progress = lambda line: None) -> Path:
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as scratch:
         made = Path(scratch) / "env"
         _install([sys.executable, "-P", "-m", "venv", str(made)])
-        pip = [str(_python(made)), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
+        pip = [str(_python(made)), "-P", "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
         progress("installing torch, transformers, nncf and openvino into it")
         _install([*pip, *_REQUIREMENTS])
         progress(f"installing optimum-intel {VERSION} into it")

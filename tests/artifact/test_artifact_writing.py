@@ -215,7 +215,7 @@ def test_missing_parent_folders_are_made(tmp_path):
 
 def test_a_size_the_disk_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     with (
-        pytest.raises(ResourceError, match=rf"a\.aicc.*{1 << 60} bytes more are needed"),
+        pytest.raises(ResourceError, match=rf"a\.aicc.*{1 << 60:,} bytes more are needed"),
         ArtifactWriter(tmp_path / "a.aicc", expected_bytes=1 << 60),
     ):
         pass
@@ -270,5 +270,5 @@ def test_a_limit_on_file_sizes_is_a_resource_error_and_leaves_nothing(tmp_path):
     assert not stderr
     message, listing = stdout.splitlines()
     assert message.startswith(f"5 {tmp_path}/a.aicc/weights/model.bin")
-    assert f"{1 << 20} bytes more are needed" in message
+    assert f"{1 << 20:,} bytes more are needed" in message
     assert listing == "[]"

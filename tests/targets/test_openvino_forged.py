@@ -36,7 +36,11 @@ def odd_heads(layer: dict[str, Any]) -> None:
     layer["kv_heads"], layer["head_size"] = 1, 1
 
 
-@pytest.mark.parametrize("lie", [more_heads, larger_heads, odd_heads])
+def slopes_of_other_heads(layer: dict[str, Any]) -> None:
+    layer["slopes"] = [0.5]
+
+
+@pytest.mark.parametrize("lie", [more_heads, larger_heads, odd_heads, slopes_of_other_heads])
 def test_heads_the_stored_graph_does_not_have_are_refused(copy: Path, lie: Callable[[dict[str, Any]], None]) -> None:
     layout = json.loads((copy / DECODER).read_bytes())
     lie(layout["layers"][3])
