@@ -158,6 +158,7 @@ class CpuDecoder:
         self._batch = _Batch()
         self._batch_address = ctypes.addressof(self._batch)
         self._logits = np.empty((0, self._vocab), np.float32)
+        self._logits_address = 0
 
     @property
     def signatures(self) -> Mapping[str, Signature]:
@@ -205,8 +206,9 @@ class CpuDecoder:
         c.pages, c.page_starts, c.logit_rows = _int32(batch.pages), _int32(batch.page_starts), _int32(batch.logit_rows)
         if wanted > len(self._logits):
             self._logits = np.empty((wanted, self._vocab), np.float32)
+            self._logits_address = self._logits.ctypes.data
         logits = self._logits[:wanted]
-        status = self._library.aicc_forward(self._model, self._batch_address, self._logits.ctypes.data)
+        status = self._library.aicc_forward(self._model, self._batch_address, self._logits_address)
         if status:
             raise UsageError(f"the step cannot be computed: {self._text(status)}.")
         return logits

@@ -30,7 +30,7 @@ def ops_page() -> str:
     targets, by_op = targets_here(), defaultdict(list)
     for case in all_cases():
         by_op[case.op].append(case)
-    names = [f"`{target.name}`" for target in targets]
+    names = [f"`{_label(target)}`" for target in targets]
     lines = [_HEAD, "| operator | cases | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(targets)]
     for op, cases in sorted(by_op.items()):
         cells = [_cell([outcome(case, target) for case in cases]) for target in targets]
@@ -46,6 +46,11 @@ def ops_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _label(target: Target) -> str:
+    """The family if what stands for it is this machine's variant: the page is the same on every machine."""
+    return target.family if target.architecture else target.name
+
+
 def _cell(outcomes: list[Outcome]) -> str:
     good = [o for o in outcomes if o.status == "ok"]
     if len(good) == len(outcomes):
@@ -57,11 +62,11 @@ def _cell(outcomes: list[Outcome]) -> str:
 def _notes(target: Target) -> list[str]:
     reasons = {entry["reason"] for entry in known(target.name).values()}
     if len(reasons) == 1 and len(known(target.name)) == len(all_cases()):
-        return ["", f"## `{target.name}`", "", f"Every case: refused, {reasons.pop()}."]
+        return ["", f"## `{_label(target)}`", "", f"Every case: refused, {reasons.pop()}."]
     listed: list[Case] = [case for case in all_cases() if case.name in known(target.name)]
     if not listed:
         return []
-    lines = ["", f"## `{target.name}`", ""]
+    lines = ["", f"## `{_label(target)}`", ""]
     for case in sorted(listed, key=lambda case: case.name):
         entry = known(target.name)[case.name]
         lines.append(f"- {case.name}: {entry['status']}, {entry['reason']}.")
