@@ -52,7 +52,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default=DEFAULT_TARGET,
             show_default=True,
             metavar="TARGET",
-            help="What to compile for; `aicc targets` lists them.",
+            help="What to compile for; `aicc targets` lists them. Several of one family, with commas between, share "
+            "one artifact's weights; the best that a machine can run is what it loads.",
         ),
         click.option(
             "--quant",
@@ -113,9 +114,9 @@ def check(model: str, target: str, quant: str, group_size: int | None, importer:
     with 3 if the target cannot run the model, with 5 if it would not fit.
     """
     from aicc.runtime.errors import ResourceError, UnsupportedError
-    from aicc.runtime.target import find_target
+    from aicc.runtime.target import find_targets
 
-    chosen = find_target(target)
+    chosen = find_targets(target)
     _check_group_size(quant, group_size)
     with compiler():
         from aicc.compiler.check import check_model
@@ -189,15 +190,15 @@ def compile_command(
     max_kl: float | None,
     as_json: bool,
 ) -> None:
-    """Compile MODEL into one artifact for one chip.
+    """Compile MODEL into one artifact for one chip, or for several of one family.
 
     MODEL is a Hugging Face folder, a hub id (org/name), a .gguf or .onnx file, or a name known to
     `aicc pull`; a file's content decides what it is, not its extension. The artifact appears
     complete or not at all.
     """
-    from aicc.runtime.target import find_target
+    from aicc.runtime.target import find_targets
 
-    chosen = find_target(target)
+    chosen = find_targets(target)
     _check_group_size(quant, group_size)
     if max_kl is not None and not measure:
         raise click.UsageError("--max-kl needs the measurement that --no-measure leaves out.")

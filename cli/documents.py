@@ -73,6 +73,7 @@ class DeviceInfo(msgspec.Struct):
         family: The target family.
         name: The provider's name for the device.
         description: What the device is.
+        target: The family's best target for this device that this machine can run.
         problem: Why the family's devices cannot be listed.
         remedy: What to do about it.
     """
@@ -80,6 +81,7 @@ class DeviceInfo(msgspec.Struct):
     family: str
     name: str = ""
     description: str = ""
+    target: str = ""
     problem: str = ""
     remedy: str = ""
 
@@ -210,6 +212,7 @@ class RunDocument(msgspec.Struct):
         usage: Tokens.
         timings: Seconds and rates.
         device: Where it ran, as the device calls itself.
+        target: What the variant that ran was compiled for.
         chat_template: Whether the prompt went through the model's chat template.
     """
 
@@ -219,6 +222,7 @@ class RunDocument(msgspec.Struct):
     usage: Usage
     timings: RunTimings
     device: str
+    target: str
     chat_template: bool
 
 
@@ -246,12 +250,14 @@ class RunTensorsDocument(msgspec.Struct):
         load_s: Seconds to load the artifact.
         run_s: Seconds to run it once.
         device: Where it ran, as the device calls itself.
+        target: What the variant that ran was compiled for.
     """
 
     outputs: list[OutputInfo]
     load_s: float
     run_s: float
     device: str
+    target: str
 
 
 class EvalDocument(msgspec.Struct):

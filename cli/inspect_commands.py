@@ -73,6 +73,8 @@ def _print(document: InspectDocument) -> None:
         rows.append(("importer", document.report.importer))
     if not document.portable:
         rows.append(("graph", "no portable one: only the family it was compiled for runs it"))
+    if len(manifest.variants) > 1:
+        rows.append(("loads here", f"{document.default}, unless --device asks for another"))
     rows.append(("made by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())))
     rows.append(("files", "hashed, all match" if document.verified else "sizes match (--verify hashes them)"))
     print_result(facts(rows))

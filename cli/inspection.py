@@ -10,6 +10,7 @@ from aicc.cli.machine import install, load_provider
 from aicc.compiler.report import CompileReport
 from aicc.runtime.artifact import GRAPH_PATH, REPORT_PATH, Artifact, Manifest, Variant
 from aicc.runtime.errors import AiccError, IntegrityError
+from aicc.runtime.session import find_variant
 from aicc.runtime.target import Target, all_targets
 
 
@@ -42,6 +43,7 @@ class InspectDocument(msgspec.Struct):
         manifest: The manifest, as docs/artifact-format.md describes it.
         report: The compile report, as docs/artifact-format.md describes it; null if there is none.
         devices: Where this machine can run it.
+        default: The variant that is loaded here unless another is asked for.
         portable: Whether it holds the portable graph; one whose source was no ONNX runs on its own family only.
         verified: True if every file was hashed and matches (``--verify``), null if that was not asked.
     """
@@ -51,6 +53,7 @@ class InspectDocument(msgspec.Struct):
     manifest: Manifest
     report: CompileReport | None
     devices: list[DeviceFit]
+    default: str = ""
     portable: bool = True
     verified: bool | None = None
 
@@ -84,6 +87,7 @@ def look_into(path: Path, verify: bool) -> InspectDocument:
         manifest=artifact.manifest,
         report=_report(artifact) if artifact.has(REPORT_PATH) else None,
         devices=[_fit(variant) for variant in artifact.manifest.variants],
+        default=find_variant(artifact, None).name,
         portable=artifact.has(GRAPH_PATH),
         verified=True if verify else None,
     )

@@ -73,8 +73,7 @@ def why_not_run(target: Target) -> str:
         return str(error)
     except ModuleNotFoundError as missing:
         return f"It needs {missing.name}: {install(target, target.extra)}."
-    # A machine with two GPUs calls them GPU.0 and GPU.1; the target says GPU.
-    if any(name == target.device or name.startswith(f"{target.device}.") for name in names):
+    if any(_is_device(target, name) for name in names):
         return ""
     return f"This machine has no device {target.device} ({', '.join(names) or 'none at all'} found)."
 
@@ -126,7 +125,21 @@ def _devices() -> Iterator[DeviceInfo]:
         except ModuleNotFoundError as missing:
             yield DeviceInfo(family=family, problem=f"{missing.name} is not installed.")
         else:
-            yield from (DeviceInfo(family=family, name=d.name, description=d.description) for d in found)
+            yield from (
+                DeviceInfo(family=family, name=d.name, description=d.description, target=_best_target(family, d.name))
+                for d in found
+            )
+
+
+def _best_target(family: str, device: str) -> str:
+    here = machine.processor()
+    targets = (t for t in all_targets().values() if t.family == family and _is_device(t, device) and t.runs_on(here))
+    return next((target.name for target in targets), "")
+
+
+def _is_device(target: Target, name: str) -> bool:
+    """Whether a provider's name is the target's device: a machine with two GPUs calls them GPU.0 and GPU.1."""
+    return name == target.device or name.startswith(f"{target.device}.")
 
 
 def _packages() -> Iterator[PackageInfo]:

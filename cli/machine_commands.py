@@ -12,7 +12,8 @@ from aicc.cli.output import facts, human_bytes, print_json, print_result, table
 def targets(as_json: bool) -> None:
     """List every target: what it is, and whether it compiles and runs here.
 
-    A target is named FAMILY:VARIANT; the family alone means its first variant. EVIDENCE says how
+    A target is named FAMILY:VARIANT; the family alone means its first variant
+    that this machine's processor can run. EVIDENCE says how
     far it has been shown to work on the machines aicc is tested on: it runs there, it is emulated
     there, it only compiles there, or it is prepared and untested.
     """
@@ -69,8 +70,8 @@ def doctor(as_json: bool) -> None:
         ),
         table(
             "devices",
-            ("family", "device", "description"),
-            [(d.family, d.name or "none", d.description or d.problem) for d in document.devices],
+            ("family", "device", "best target", "description"),
+            [(d.family, d.name or "none", d.target, d.description or d.problem) for d in document.devices],
         ),
         table(
             "packages",

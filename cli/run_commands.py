@@ -32,7 +32,7 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--device",
         metavar="TARGET",
         help="Target, family or device the artifact must have been compiled for. Nothing else is used "
-        "instead. [default: what it was first compiled for]",
+        "instead. [default: the best variant of its family that this machine can run]",
     )(command)
 
 
@@ -241,6 +241,7 @@ def answer(
                     decode_tokens_per_s=timings.decode_tokens_per_s,
                 ),
                 device=model.device,
+                target=model.target,
                 chat_template=templated,
             )
         )

@@ -52,7 +52,7 @@ def run_tensors(
         started = time.perf_counter()
         outputs = session.run(arrays, signature)
         run_s = time.perf_counter() - started
-        device_name = session.device
+        device_name, target = session.device, session.target
     files = write_outputs(outputs, output_dir) if output_dir is not None else dict.fromkeys(outputs, "")
     note(f"ran in {run_s:.3f} s on {device_name}; loaded in {load_s:.2f} s")
     rows = [
@@ -60,7 +60,7 @@ def run_tensors(
         for name, array in outputs.items()
     ]
     if as_json:
-        print_json(RunTensorsDocument(outputs=rows, load_s=load_s, run_s=run_s, device=device_name))
+        print_json(RunTensorsDocument(outputs=rows, load_s=load_s, run_s=run_s, device=device_name, target=target))
     else:
         print_result(*(f"{r.name} {r.dtype}{r.shape} {r.file}" for r in rows))
 

@@ -8,6 +8,7 @@ artifact will have; memory is a prediction.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
 import msgspec
 
@@ -30,7 +31,7 @@ class CheckReport(msgspec.Struct):
         model: What was checked.
         importer: What reads it: ``mobius``, ``onnx`` or ``optimum``.
         kind: ``decoder`` or ``tensors``.
-        target: For which target.
+        target: For which target, or targets.
         quantization: Number formats the weights would get.
         supported: Whether the target can run every operator.
         refused: Operators it cannot run; empty if supported.
@@ -66,13 +67,18 @@ class CheckReport(msgspec.Struct):
 
 
 def check_model(
-    source: Source, target: Target, *, quant: Quant = "auto", group_size: int | None = None, importer: str = "auto"
+    source: Source,
+    targets: Target | Sequence[Target],
+    *,
+    quant: Quant = "auto",
+    group_size: int | None = None,
+    importer: str = "auto",
 ) -> CheckReport:
     """Look at a model as a compile would, without reading a weight.
 
     Args:
         source: From :func:`aicc.compiler.sources.resolve`.
-        target: What it would be compiled for.
+        targets: What it would be compiled for; several as :func:`aicc.runtime.target.find_targets` gives them.
         quant: Weight format, as for a compile.
         group_size: Values that share a scale, as for a compile.
         importer: As for a compile.
@@ -82,11 +88,13 @@ def check_model(
         IntegrityError: Its files contradict themselves.
         UsageError: The options make no sense for the target.
     """
+    targets = (targets,) if isinstance(targets, Target) else targets
+    target = targets[0]
     imported = preview_model(source, importer, target)
     optimize(imported, target)
     quantization = quantize(imported, target, quant, group_size)
     graph, llm = imported.graph, imported.llm
-    refused = _refused(imported, target)
+    refused = list(dict.fromkeys(refusal for each in targets for refusal in _refused(imported, each)))
     weight_bytes = sum(layer.bytes for layer in weight_layers(graph))
     kv_bytes = kv_bytes_per_token(llm, kv_dtype(graph, target)) if llm and target.kv_dtypes else 0
     context = llm.context_length if llm else 0
@@ -97,7 +105,7 @@ def check_model(
         model=source.name,
         importer=imported.importer,
         kind=imported.kind,
-        target=target.name,
+        target=", ".join(each.name for each in targets),
         quantization=quantization,
         supported=not refused,
         refused=refused,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,7 @@ from aicc.compiler.memory import memory_bounded
 from aicc.compiler.optimize import optimize
 from aicc.compiler.package import ArtifactWriter
 from aicc.compiler.quantization.policy import Quant, quantize
-from aicc.compiler.report import CompileReport, PhaseRecord
+from aicc.compiler.report import CompileReport, PassRecord, PhaseRecord
 from aicc.compiler.sources import resolve
 from aicc.compiler.template_check import check_template
 from aicc.runtime.artifact import Artifact, Format, Manifest, MemoryFacts, Variant
@@ -28,8 +28,8 @@ from aicc.runtime.errors import MismatchError, QualityError, ResourceError, Unsu
 from aicc.runtime.generator import Model
 from aicc.runtime.machine import memory, peak_rss_bytes
 from aicc.runtime.provider import Fit, LoadOptions
-from aicc.runtime.session import load_artifact
-from aicc.runtime.target import Target, find_target, load_object
+from aicc.runtime.session import find_variant, load_artifact
+from aicc.runtime.target import Target, find_targets, load_object
 
 PHASES = ("import", "optimize", "quantize", "lower", "package")
 _PRODUCERS = ("aicc", "onnx", "onnx-ir", "onnxscript")
@@ -39,7 +39,7 @@ Progress = Callable[[str, str], None]
 
 def compile_model(
     source: str | Source,
-    target: str | Target,
+    target: str | Target | Sequence[Target],
     output: Path | None,
     *,
     quant: Quant = "auto",
@@ -51,11 +51,11 @@ def compile_model(
     max_kl: float | None = None,
     progress: Progress = lambda phase, message: None,
 ) -> CompileReport:
-    """Compile a model for a target into an artifact.
+    """Compile a model for a target, or for several of a family, into an artifact.
 
     Args:
         source: What ``aicc compile`` takes: a name, hub id, folder or file, or a resolved source.
-        target: ``family:variant``, or a target.
+        target: ``family:variant``, several with commas between, or what :func:`find_targets` makes of them.
         output: The artifact to make; may be None when ``stop_after`` comes before lowering.
         quant: Weight format; see :mod:`aicc.compiler.quantization.policy`.
         group_size: Values that share a scale, for int8 and int4.
@@ -72,12 +72,13 @@ def compile_model(
     Raises:
         AiccError: Any of its kinds; nothing is left at ``output`` then.
     """
-    target = find_target(target) if isinstance(target, str) else target
+    targets = find_targets(target) if isinstance(target, str) else (target,) if isinstance(target, Target) else target
+    target = targets[0]
     if target.lowering is None:
         raise UsageError(f"nothing is compiled for {target.name}.", "Choose a target that `aicc targets` can compile.")
     if stop_after is not None and stop_after not in PHASES:
         raise UsageError(f"there is no phase {stop_after!r}.", f"The phases are {', '.join(PHASES)}.")
-    report = CompileReport(target=target.name, quantization=quant)
+    report = CompileReport(target=", ".join(each.name for each in targets), quantization=quant)
 
     def finished(phase: str, imported: ImportedModel) -> bool:
         if dump_graph is not None:
@@ -107,11 +108,14 @@ def compile_model(
         raise UsageError("no output was named for the artifact.", "Give -o FILE.aicc.")
     weight_bytes = sum(layer.bytes for layer in report.layers)
     with ArtifactWriter(output, weight_bytes) as writer:
-        name = target.name.replace(":", "-")
-        with _phase(report, "lower", progress, f"lowering for {target.name}") as record:
+        variants = []
+        with _phase(report, "lower", progress, f"lowering for {report.target}") as record:
             lower = load_object(target.lowering)
-            lowered: LoweredVariant = lower(imported, target, writer.variant_directory(name), writer.weights)
-            record.passes += lowered.passes
+            for each in targets:
+                name = each.name.replace(":", "-")
+                lowered: LoweredVariant = lower(imported, each, writer.variant_directory(name), writer.weights)
+                variants.append(Variant(name, each.name, tuple(lowered.files), lowered.requires, lowered.options))
+                record.passes += _named(lowered.passes, each.name if len(targets) > 1 else "")
             report.coverage = lowered.coverage
             report.weight_bytes_per_token = lowered.weight_bytes_per_token
         if finished("lower", imported):
@@ -121,7 +125,7 @@ def compile_model(
                 writer.write_graph(imported.graph)
             if imported.tokenizer_json is not None:
                 writer.write_tokenizer(imported.tokenizer_json, imported.chat_template, imported.tokenizer_config)
-            manifest = _manifest(imported, target, name, lowered, report)
+            manifest = _manifest(imported, target, tuple(variants), lowered.producer, report)
             if measure and imported.kind == "decoder":
                 progress("package", "measuring quality against the source")
                 imported.graph = original
@@ -144,26 +148,35 @@ def _phase(report: CompileReport, name: str, progress: Progress, message: str) -
     record.peak_rss_bytes = peak_rss_bytes()
 
 
+def _named(passes: list[PassRecord], target: str) -> list[PassRecord]:
+    """A target's own passes, with its name where there are several."""
+    return [msgspec.structs.replace(p, name=f"{p.name} ({target})") for p in passes] if target else passes
+
+
 def _manifest(
-    imported: ImportedModel, target: Target, name: str, lowered: LoweredVariant, report: CompileReport
+    imported: ImportedModel,
+    target: Target,
+    variants: tuple[Variant, ...],
+    producer: dict[str, str],
+    report: CompileReport,
 ) -> Manifest:
     llm = imported.llm
     return Manifest(
         format=Format(0, 0),  # filled in by the writer, like the files
         name=re.sub(r"[^a-z0-9.]+", "-", Path(imported.info.name).name.lower()).strip("-.") or "model",
         kind=imported.kind,
-        producer={p: metadata.version(p) for p in _PRODUCERS} | imported.packages | lowered.producer,
+        producer={p: metadata.version(p) for p in _PRODUCERS} | imported.packages | producer,
         source=imported.info,
         quantization=report.quantization,
         signatures=graph_signatures(imported.graph),
-        variants=(Variant(name, target.name, tuple(lowered.files), lowered.requires, lowered.options),),
+        variants=variants,
         memory=MemoryFacts(
             weight_bytes=sum(layer.bytes for layer in report.layers),
             kv_bytes_per_token=kv_bytes_per_token(llm, kv_dtype(imported.graph, target)) if llm else 0,
             activation_bytes=activation_bytes(imported.graph),
         ),
         files=(),
-        llm=llm and msgspec.structs.replace(llm, weight_bytes_per_token=lowered.weight_bytes_per_token),
+        llm=llm and msgspec.structs.replace(llm, weight_bytes_per_token=report.weight_bytes_per_token),
     )
 
 
@@ -188,6 +201,8 @@ def _measured(
     with load_artifact(staged, LoadOptions(kv_tokens=min(imported.llm.context_length, 1024))) as model:
         assert isinstance(model, Model)
         report.quality = measure_quality(model, imported)
+        if len(manifest.variants) > 1:
+            report.notes.append(f"quality was measured with {model.target}, the best of them that this machine can run")
     if max_kl is not None and report.quality.kl_mean > max_kl:
         raise QualityError(
             f"mean KL divergence from the source is {report.quality.kl_mean:.4f}, above the allowed {max_kl}.",
@@ -204,7 +219,7 @@ def _check_loads(staged: Artifact, output: Path, target: Target, report: Compile
     """
     if target.provider is None:
         return
-    compatibility = load_object(target.provider)().compatibility(staged.variant())
+    compatibility = load_object(target.provider)().compatibility(find_variant(staged, None))
     if compatibility.fit in (Fit.UNSUPPORTED, Fit.RECOMPILE):
         report.notes.append(f"it was not loaded: {compatibility.reason}")
         return
@@ -229,7 +244,7 @@ def _not_measurable(staged: Artifact, imported: ImportedModel, target: Target) -
         needed = _REFERENCE_COPIES * imported.exported.with_suffix(".bin").stat().st_size
         if needed > memory().available:
             return f"the source at float32 needs about {needed:,} bytes of memory, more than are available"
-    compatibility = load_object(target.provider)().compatibility(staged.variant())
+    compatibility = load_object(target.provider)().compatibility(find_variant(staged, None))
     return compatibility.reason if compatibility.fit in (Fit.UNSUPPORTED, Fit.RECOMPILE) else ""
 
 

@@ -46,7 +46,7 @@ def load(
     Args:
         path: The ``.aicc`` directory.
         device: A target (``openvino:cpu``), family, variant or device name the artifact must have
-            been compiled for; None is what it was first compiled for. Nothing else is ever used
+            been compiled for; None is the best of it that this machine can run. Nothing else is ever used
             instead.
         threads: Threads to compute with; None leaves it to the provider.
         kv_tokens: Tokens the KV cache holds over all sequences; None is one full context.

@@ -57,6 +57,7 @@ class Model:
         executable: What a provider loaded.
         artifact: Where its tokenizer and facts are.
         compatibility: What the provider said of it and this machine.
+        target: What the loaded variant was compiled for.
 
     Attributes:
         manifest: The artifact's.
@@ -64,9 +65,14 @@ class Model:
     """
 
     def __init__(
-        self, executable: DecoderExecutable, artifact: Artifact, compatibility: Compatibility = OPTIMAL
+        self,
+        executable: DecoderExecutable,
+        artifact: Artifact,
+        compatibility: Compatibility = OPTIMAL,
+        target: str = "",
     ) -> None:
         self._executable = executable
+        self.target = target
         self.compatibility = compatibility
         self._artifact = artifact
         self.manifest = artifact.manifest

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from aicc.runtime.artifact import WEIGHTS_PATH, Artifact, Manifest, Signature, TensorSpec, Variant
-from aicc.runtime.errors import MismatchError, UnsupportedError, UsageError
-from aicc.runtime.machine import release_free_memory
+from aicc.runtime.errors import AiccError, MismatchError, UnsupportedError, UsageError
+from aicc.runtime.machine import processor, release_free_memory
 from aicc.runtime.provider import (
     OPTIMAL,
     Array,
@@ -34,10 +34,14 @@ class Session:
         executable: What a provider loaded.
         manifest: The artifact's.
         compatibility: What the provider said of it and this machine.
+        target: What the loaded variant was compiled for.
     """
 
-    def __init__(self, executable: Executable, manifest: Manifest, compatibility: Compatibility = OPTIMAL) -> None:
+    def __init__(
+        self, executable: Executable, manifest: Manifest, compatibility: Compatibility = OPTIMAL, target: str = ""
+    ) -> None:
         self._executable = executable
+        self.target = target
         self.manifest = manifest
         self.compatibility = compatibility
 
@@ -126,16 +130,34 @@ def find_variant(artifact: Artifact, device: str | None) -> Variant:
     Args:
         artifact: An opened artifact.
         device: A variant, target or family, or a device as its provider calls it (``CPU``); None
-            is what the artifact was first compiled for.
+            is the family the artifact was first compiled for. Of several variants for it, which
+            stand best first, the first that this machine can run.
 
     Raises:
         MismatchError: The artifact has no variant for it. Nothing else is taken instead.
     """
-    if device is not None:
-        for variant in artifact.manifest.variants:
-            if _target_device(variant) == device.upper():
-                return variant
-    return artifact.variant(device)
+    variants = artifact.manifest.variants
+    meant = [v for v in variants if device is not None and _target_device(v) == device.upper()]
+    if not meant:
+        named = artifact.variant(device)
+        if device in (named.name, named.target):
+            return named
+        meant = [v for v in variants if v.family == named.family]
+    if len(meant) == 1:
+        return meant[0]
+    return next((v for v in meant if _runs_here(v)), meant[0])
+
+
+def _runs_here(variant: Variant) -> bool:
+    """Whether a variant's provider would load it; what keeps one from answering is told to who asks for it alone."""
+    try:
+        provider = find_target(variant.target).provider
+        if provider is None:
+            return False
+        compatibility: Compatibility = load_object(provider)().compatibility(variant)  # type: ignore[operator]
+    except (AiccError, ModuleNotFoundError):
+        return False
+    return compatibility.fit in (Fit.OPTIMAL, Fit.USABLE)
 
 
 def _target_device(variant: Variant) -> str | None:
@@ -168,7 +190,8 @@ def load_artifact(artifact: Artifact, options: LoadOptions | None = None, device
     provider: ExecutionProvider = load_object(target.provider)()  # type: ignore[operator]
     compatibility = provider.compatibility(variant)
     if compatibility.fit in (Fit.RECOMPILE, Fit.UNSUPPORTED):
-        again = f"Compile the model again on this machine: aicc compile MODEL --target {target.name} -o OUT.aicc"
+        name = target.name if target.runs_on(processor()) else target.family
+        again = f"Compile the model again on this machine: aicc compile MODEL --target {name} -o OUT.aicc"
         raise MismatchError(
             f"{artifact.path} cannot run on {target.name} here: {compatibility.reason.rstrip('.')}.",
             again if compatibility.fit is Fit.RECOMPILE else "`aicc targets` lists what can run here.",
@@ -177,10 +200,10 @@ def load_artifact(artifact: Artifact, options: LoadOptions | None = None, device
     executable = provider.load(artifact, variant, options or LoadOptions())
     release_free_memory()
     if artifact.manifest.llm is None:
-        return Session(executable, artifact.manifest, compatibility)
+        return Session(executable, artifact.manifest, compatibility, target.name)
     if not isinstance(executable, DecoderExecutable):
         executable.close()
         raise UnsupportedError(f"{target.name} runs models of tensors only, and {artifact.path} is a decoder.")
     from aicc.runtime.generator import Model
 
-    return Model(executable, artifact, compatibility)
+    return Model(executable, artifact, compatibility, target.name)

@@ -22,6 +22,11 @@ from aicc.runtime.machine import Processor, processor
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 OpRule = Literal["native", "decompose", "refuse"]
 Evidence = Literal["runs", "emulated", "compiled", "prepared"]
+# What decides the graph that is lowered: variants of one artifact have it in common.
+_SHARED = (
+    "family", "lowering", "compute_dtypes", "weight_formats", "kv_dtypes", "op_rules", "graph_domains", "shapes",
+    "alignment", "merges_projections",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +173,22 @@ def find_target(name: str) -> Target:
         here = processor() if any(target.architecture for target in family) else None
         return next((target for target in family if here is None or target.runs_on(here)), family[0])
     raise UsageError(f"there is no target {name!r}.", f"Choose one of: {', '.join(targets)}.")
+
+
+def find_targets(names: str) -> tuple[Target, ...]:
+    """The targets of a list with commas, best first, as one artifact can hold them.
+
+    Raises:
+        UsageError: There is no such target, or two would not have the same graph and weights.
+    """
+    chosen = {find_target(name.strip()).name for name in names.split(",")}
+    first, *others = (target for target in all_targets().values() if target.name in chosen)
+    for other in others:
+        if any(getattr(first, fact) != getattr(other, fact) for fact in _SHARED):
+            raise UsageError(
+                f"{first.name} and {other.name} cannot share an artifact.", "Compile an artifact for each."
+            )
+    return first, *others
 
 
 def load_object(reference: str) -> object:

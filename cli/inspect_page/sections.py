@@ -17,7 +17,7 @@ def header(document: InspectDocument) -> Html:
     """What it is: a sentence and the numbers at a glance."""
     manifest, llm = document.manifest, document.manifest.llm
     kind = "language model that generates text" if llm else "model that maps tensors to tensors"
-    targets = " and ".join(variant.target for variant in manifest.variants)
+    targets = ", ".join(variant.target for variant in manifest.variants)
     licence = f", licence {manifest.source.licence}" if manifest.source.licence else ""
     lead = h(
         "p",
@@ -245,6 +245,9 @@ def devices(document: InspectDocument) -> Html:
         "section",
         h("h2", "Where it runs"),
         h("p", "Told on the machine that wrote this page, without loading the model."),
+        h("p", "Unless another is asked for, it loads ", h("code", document.default), " there.")
+        if len(document.devices) > 1
+        else None,
         _table(("compiled for", "device here", "fit", "because"), rows),
     )
 

@@ -14,7 +14,7 @@ from aicc.cli.documents import DoctorDocument, TargetsDocument
 from aicc.cli.machine import satisfies
 from aicc.cli.output import clean, human_bytes, one_line
 from aicc.runtime import machine
-from aicc.runtime.target import all_targets
+from aicc.runtime.target import all_targets, find_target
 
 
 def test_targets_lists_every_target_and_why_one_cannot_run(aicc: Run):
@@ -41,7 +41,8 @@ def test_doctor_describes_this_machine(aicc: Run, tmp_path: Path):
     assert 0 < document.memory_available <= document.memory_total
     assert document.cache.path == str(tmp_path / "aicc")
     assert [(entry.name, entry.bytes) for entry in document.cache.entries] == [("models", 1000)]
-    assert ("openvino", "CPU") in {(device.family, device.name) for device in document.devices}
+    devices = {(device.family, device.name, device.target) for device in document.devices}
+    assert {("openvino", "CPU", "openvino:cpu"), ("cpu", "CPU", find_target("cpu").name)} <= devices
     assert {"numpy", "openvino", "onnx"} <= {package.name for package in document.packages}
     text = aicc("doctor")
     assert text.code == 0

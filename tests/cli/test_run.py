@@ -42,6 +42,7 @@ def test_the_same_answer_as_json(aicc: Run, demo_artifact: Artifact):
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert answer.timings.decode_tokens_per_s > 0
     assert answer.device.startswith("OpenVINO CPU")
+    assert answer.target == "openvino:cpu"
     assert answer.chat_template
 
 
