@@ -11,7 +11,9 @@
 #define CONTEXT 1024
 #define MAX_TOKENS 64
 #endif
+#ifndef GROUP
 #define GROUP 32
+#endif
 #define EPSILON 1e-5f
 
 #include "attention.h"

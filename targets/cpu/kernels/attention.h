@@ -2,7 +2,7 @@
  *
  * Keys are taken in splits of AICC_SPLIT positions, at multiples of it. For one query (already times `scale`):
  *
- *   s[j]  = Σ_d fma(q[d], k[j][d])         d rising; then soft cap; -inf where the query may not look
+ *   s[j]  = Σ_d fma(q[d], k[j][d])         even d, odd d, added; then soft cap; -inf where the query may not look
  *   m     = max s,  p[j] = exp(s[j] - m),  l = Σ p (in 16 lanes),  a[d] = Σ_j fma(p[j], v[j][d])   j rising
  *
  * and splits are merged in order: M' = max(M, m), A = A exp(M - M') + a exp(m - M'), L likewise. The result is A / L.
@@ -19,6 +19,9 @@
 #define AICC_MINUS_INFINITY (-__builtin_inff())
 #define AICC_SPLIT_PAGES (AICC_SPLIT / AICC_LANES)
 #define AICC_SCORE_ROWS 8 /* rows whose scores fit the registers */
+#ifndef AICC_DECODE_ROWS
+#define AICC_DECODE_ROWS 8
+#endif
 #define AICC_VALUE_ROWS 6 /* rows whose 64 output columns fit the registers */
 
 /* What one thread works with: floats, each part aligned to 64 bytes. Rows are queries times heads. */
@@ -43,14 +46,16 @@ AICC_INLINE size_t aicc_partial_floats(int32_t query_heads, int32_t head_dim) {
     return (size_t)query_heads * aicc_partial_row(head_dim);
 }
 
-/* Scores of `count` rows (a constant) against the 16 keys of a page. */
+/* Scores of `count` rows (a constant) against the 16 keys of a page. Two sums each, as one would wait for itself. */
 AICC_INLINE void aicc_score_page(float *scores, const float *q, const uint8_t *keys, int32_t count, aicc_heads h) {
-    f32x16 s[AICC_SCORE_ROWS] = {0};
-    for (int32_t d = 0; d < h.head_dim; d++) {
-        f32x16 column = aicc_load_as(h.cache, keys, (size_t)d * AICC_LANES);
-        for (int32_t r = 0; r < count; r++) s[r] = aicc_fma16(aicc_splat(q[r * h.head_dim + d]), column, s[r]);
-    }
-    for (int32_t r = 0; r < count; r++) aicc_store(scores + r * AICC_SPLIT, s[r]);
+    f32x16 s[2][AICC_SCORE_ROWS] = {0};
+    for (int32_t d = 0; d < h.head_dim; d += 2)
+        for (int32_t odd = 0; odd < 2; odd++) {
+            f32x16 column = aicc_load_as(h.cache, keys, (size_t)(d + odd) * AICC_LANES);
+            for (int32_t r = 0; r < count; r++)
+                s[odd][r] = aicc_fma16(aicc_splat(q[r * h.head_dim + d + odd]), column, s[odd][r]);
+        }
+    for (int32_t r = 0; r < count; r++) aicc_store(scores + r * AICC_SPLIT, s[0][r] + s[1][r]);
 }
 
 AICC_INLINE void aicc_score_rows(float *scores, const float *q, const uint8_t *keys, int32_t rows, aicc_heads h) {
@@ -178,6 +183,11 @@ AICC_INLINE bool aicc_attend_split(const aicc_frame *f, const aicc_attention_ite
     for (int32_t page = begin / AICC_LANES; page < end / AICC_LANES; page++) {
         const uint8_t *keys = aicc_head_page(f, rows.layer, pages[page], rows.kv_head, h);
         values[page] = keys + aicc_head_page_bytes(h) / 2;
+        if (rows.count <= AICC_DECODE_ROWS) { /* decoding: pages come from memory, and the hardware cannot guess the next */
+            bool more = page + 1 < end / AICC_LANES;
+            aicc_prefetch(values[page], aicc_head_page_bytes(h) / 2);
+            if (more) aicc_prefetch(aicc_head_page(f, rows.layer, pages[page + 1], rows.kv_head, h), aicc_head_page_bytes(h) / 2);
+        }
         aicc_score_rows(&s->scores[0][page * AICC_LANES], s->rows, keys, rows.count, h);
     }
     for (int32_t r = 0; r < rows.count; r++) {

@@ -114,6 +114,8 @@ AICC_INLINE aicc_cut aicc_cut_step(const aicc_step *s, const aicc_frame *f, int3
             cut.row_block = AICC_ROUND_UP(cut.row_block / 2, AICC_TILE_ROWS);
     }
     cut.row_tasks = (rows + cut.row_block - 1) / cut.row_block;
+    int32_t most = AICC_MAX_TASKS / cut.row_tasks;
+    cut.unit_block = AICC_MAX(cut.unit_block, (units + most - 1) / most);
     cut.unit_tasks = (units + cut.unit_block - 1) / cut.unit_block;
     return cut;
 }

@@ -13,7 +13,7 @@
 
 #define AICC_BLOCK 8 /* weight vectors of a block: 32 inputs of 8 outputs */
 #ifndef AICC_PREFETCH
-#define AICC_PREFETCH 8192 /* as in linear_avx512vnni.h */
+#define AICC_PREFETCH 16384 /* as in linear_avx512vnni.h */
 #endif
 
 /* Block `b` of group `g`, outputs 8 half .. 8 half + 7, and in at[] the input of each vector within its group. */
@@ -117,7 +117,7 @@ AICC_INLINE void aicc_linear_row(float *y, const int8_t *row, const uint8_t *pan
     int32_t groups = w.k / w.group, lines = (int32_t)(aicc_panel_bytes(w) / 64);
     for (int32_t g = 0; g < groups; g++) {
         for (int32_t line = 0; line < (lines + groups - 1) / groups; line++)
-            _mm_prefetch((const char *)panel + AICC_PREFETCH + (g * lines / groups + line) * 64, _MM_HINT_T0);
+            _mm_prefetch((const char *)panel + AICC_PREFETCH + (g * lines / groups + line) * 64, _MM_HINT_T1);
         for (int32_t half = 0; half < 2; half++) {
             __m256i dot = aicc_start(row, g, w);
             for (int32_t b = 0; b < w.group / 32; b++) {

@@ -1,13 +1,17 @@
 /* Persistent threads that run a list of steps, each a number of tasks, together with the caller.
  *
- * A step is over when all its tasks are done, not when all threads have arrived: a thread that the system has put aside
- * holds up nothing as long as it holds no task. Threads take tasks by counting down one 64-bit word:
+ * Each thread has a range of a step's tasks for itself, which it takes from the front, so that it reads its weights in
+ * the order of memory; a thread that has none left takes the last of another's. A step is over when all its tasks are
+ * done, not when all threads have arrived: a thread that the system has put aside holds up nothing as long as it holds
+ * no task. Two kinds of 64-bit words say what there is to do:
  *
- *     ticket = step number (32 bits) | tasks left + AICC_SLACK (32 bits)
+ *     ticket  number of the open step (32 bits) | its tasks (32 bits)
+ *     range   number of a step (32 bits) | first task left (16 bits) | end (16 bits)        one for each thread
  *
- * A thread may count it down once too often, when it looked just before the last task went; the slack keeps that from
- * reaching the step number. A step cannot end while one of its tasks is held, so the holder may read what belongs to it. Who
- * finishes the last task of a step opens the next, and runs it at once if it has a single task. */
+ * A range of an earlier step stands for this step's whole range: opening a step is writing one word. Who looks at a
+ * step that is over takes nothing by it, since its last task cannot have been taken without leaving the step's number
+ * in every range that had tasks. A step cannot end while one of its tasks is held, so the holder may read what belongs
+ * to it. Who finishes the last task of a step opens the next, and runs it at once if it has a single task. */
 #ifndef AICC_POOL_H
 #define AICC_POOL_H
 
@@ -22,7 +26,7 @@
 #endif
 
 #define AICC_MAX_THREADS 256
-#define AICC_SLACK 65536u
+#define AICC_MAX_TASKS 65535 /* of a step */
 #ifndef AICC_SPINS
 #define AICC_SPINS 2000 /* looks at the ticket before sleeping: some 30 microseconds, the length of a few steps */
 #endif
@@ -33,6 +37,7 @@ typedef struct aicc_pool aicc_pool;
 typedef struct aicc_worker {
     aicc_pool *pool;
     uint32_t number;
+    _Alignas(64) _Atomic uint64_t range;
 #ifndef AICC_SINGLE_THREAD
     pthread_t thread;
 #endif
@@ -63,17 +68,31 @@ AICC_INLINE void aicc_pause(void) {
 #endif
 }
 
-static inline bool aicc_pool_has_task(aicc_pool *p) {
-    return (uint32_t)atomic_load(&p->ticket) > AICC_SLACK;
+/* Take a task of the step that `ticket` is for out of a thread's range: the first of one's own, the last of another's. */
+static inline bool aicc_pool_take_from(aicc_pool *p, uint64_t ticket, uint32_t owner, bool own, uint32_t *task) {
+    uint32_t number = (uint32_t)(ticket >> 32), count = (uint32_t)ticket;
+    _Atomic uint64_t *range = &p->workers[owner].range;
+    uint64_t seen = atomic_load_explicit(range, memory_order_relaxed), left;
+    do {
+        uint32_t begin = (uint32_t)seen >> 16, end = (uint32_t)seen & 0xffffu;
+        if ((uint32_t)(seen >> 32) != number) {
+            if ((int32_t)((uint32_t)(seen >> 32) - number) > 0) return false;
+            begin = count * owner / p->threads;
+            end = count * (owner + 1) / p->threads;
+        }
+        if (begin == end) return false;
+        *task = own ? begin++ : --end;
+        left = (uint64_t)number << 32 | begin << 16 | end;
+    } while (!atomic_compare_exchange_weak_explicit(range, &seen, left, memory_order_acquire, memory_order_relaxed));
+    return true;
 }
 
-static inline bool aicc_pool_take(aicc_pool *p, uint32_t *step, uint32_t *task) {
-    if ((uint32_t)atomic_load_explicit(&p->ticket, memory_order_relaxed) <= AICC_SLACK) return false;
-    uint64_t ticket = atomic_fetch_sub_explicit(&p->ticket, 1, memory_order_acquire);
-    if ((uint32_t)ticket <= AICC_SLACK) return false;
-    *step = (uint32_t)(ticket >> 32) - p->first;
-    *task = p->tasks[*step] - ((uint32_t)ticket - AICC_SLACK);
-    return true;
+static inline bool aicc_pool_take(aicc_pool *p, uint64_t ticket, uint32_t worker, uint32_t *task) {
+    if ((uint32_t)ticket == 0) return false;
+    if (aicc_pool_take_from(p, ticket, worker, true, task)) return true;
+    for (uint32_t i = 1; i < p->threads; i++)
+        if (aicc_pool_take_from(p, ticket, (worker + i) % p->threads, false, task)) return true;
+    return false;
 }
 
 /* Open step `step` or the first after it that has several tasks, running smaller ones here. */
@@ -85,30 +104,33 @@ static inline void aicc_pool_advance(aicc_pool *p, uint32_t step, uint32_t worke
     uint32_t left = step < p->step_count ? p->tasks[step] : 0;
     atomic_store_explicit(&p->pending, left, memory_order_relaxed);
     uint32_t number = p->first + step;
-    atomic_store(&p->ticket, (uint64_t)number << 32 | (left + AICC_SLACK));
+    atomic_store(&p->ticket, (uint64_t)number << 32 | left);
     if (!left) atomic_store(&p->running, 0); /* last of all: the caller may start the next run now */
     if (atomic_load(&p->sleepers)) aicc_bell_ring(&p->bell);
 }
 
-/* Run tasks until none can be taken. */
-static inline void aicc_pool_work(aicc_pool *p, uint32_t worker) {
-    uint32_t step, task;
-    while (aicc_pool_take(p, &step, &task)) {
+/* Run tasks until none can be taken; returns the ticket of the step that has none left. */
+static inline uint64_t aicc_pool_work(aicc_pool *p, uint32_t worker) {
+    for (;;) {
+        uint64_t ticket = atomic_load_explicit(&p->ticket, memory_order_acquire);
+        uint32_t task;
+        if (!aicc_pool_take(p, ticket, worker, &task)) return ticket;
+        uint32_t step = (uint32_t)(ticket >> 32) - p->first;
         p->run(p->owner, step, task, worker);
         if (atomic_fetch_sub_explicit(&p->pending, 1, memory_order_acq_rel) == 1) aicc_pool_advance(p, step + 1, worker);
     }
 }
 
-/* Return when there may be a task, or `flag` is not `value` any more: spin, then sleep. */
-static inline void aicc_pool_wait(aicc_pool *p, _Atomic uint32_t *flag, uint32_t value) {
+/* Return when another step than `ticket`'s is open, or `flag` is not `value` any more: spin, then sleep. */
+static inline void aicc_pool_wait(aicc_pool *p, uint64_t ticket, _Atomic uint32_t *flag, uint32_t value) {
     for (int i = 0; i < AICC_SPINS; i++) {
-        if (aicc_pool_has_task(p) || atomic_load(flag) != value) return;
+        if (atomic_load(&p->ticket) != ticket || atomic_load(flag) != value) return;
         aicc_pause();
     }
     /* Counted as a sleeper before looking for the last time, so whoever opens a step after that look rings. */
     atomic_fetch_add(&p->sleepers, 1);
     uint32_t rung = atomic_load(&p->bell.rung);
-    if (!aicc_pool_has_task(p) && atomic_load(flag) == value) aicc_bell_wait(&p->bell, rung);
+    if (atomic_load(&p->ticket) == ticket && atomic_load(flag) == value) aicc_bell_wait(&p->bell, rung);
     atomic_fetch_sub(&p->sleepers, 1);
 }
 
@@ -120,8 +142,8 @@ static inline void aicc_pool_execute(aicc_pool *p, const uint32_t *tasks, uint32
     atomic_store(&p->running, 1);
     aicc_pool_advance(p, 0, 0);
     while (atomic_load(&p->running)) {
-        aicc_pool_work(p, 0);
-        if (atomic_load(&p->running)) aicc_pool_wait(p, &p->running, 1);
+        uint64_t ticket = aicc_pool_work(p, 0);
+        if (atomic_load(&p->running)) aicc_pool_wait(p, ticket, &p->running, 1);
     }
 }
 
@@ -129,8 +151,8 @@ static inline void aicc_pool_execute(aicc_pool *p, const uint32_t *tasks, uint32
 static void *aicc_pool_thread(void *argument) {
     aicc_worker *w = argument;
     while (!atomic_load(&w->pool->closing)) {
-        aicc_pool_work(w->pool, w->number);
-        aicc_pool_wait(w->pool, &w->pool->closing, 0);
+        uint64_t ticket = aicc_pool_work(w->pool, w->number);
+        aicc_pool_wait(w->pool, ticket, &w->pool->closing, 0);
     }
     return (void *)0;
 }
@@ -149,7 +171,6 @@ static inline void aicc_pool_close(aicc_pool *p) {
 static inline bool aicc_pool_open(aicc_pool *p, uint32_t threads, aicc_task_function *run, void *owner) {
     memset(p, 0, sizeof *p);
     aicc_bell_open(&p->bell);
-    atomic_store(&p->ticket, AICC_SLACK);
     p->run = run;
     p->owner = owner;
     p->threads = 1;
