@@ -43,7 +43,9 @@ soak: $(VENV)/.test  ## Ten minutes of a loaded server, watching memory and page
 # `exact` keeps the published 4-bit blocks; `int4` quantises again, as the peers' exporters do.
 bench: $(VENV)/.compile $(ARTIFACT)  ## This artifact beside its peers, one JSON and one picture.
 	$(AICC) compile smollm2-135m --quant int4 --group-size 32 -o build/smollm2-int4.aicc
-	$(BIN)/python benchmarks/decoder.py --artifact exact=$(ARTIFACT) --artifact int4=build/smollm2-int4.aicc
+	$(AICC) compile smollm2-135m --target cpu -o build/smollm2-cpu.aicc
+	$(BIN)/python benchmarks/decoder.py --rounds 9 --artifact exact=$(ARTIFACT) --artifact int4=build/smollm2-int4.aicc --artifact cpu=build/smollm2-cpu.aicc
+	$(BIN)/python benchmarks/conditions.py --artifact exact=$(ARTIFACT) --artifact cpu=build/smollm2-cpu.aicc
 
 docs: $(VENV)/.test  ## Regenerate what is generated.
 	$(BIN)/python docs/generate.py

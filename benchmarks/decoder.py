@@ -52,6 +52,7 @@ class Engine:
         model: What it is given to load.
         weight_bytes: Weights it reads to decode one token.
         options: For its worker.
+        modules: What the worker imports before any clock starts.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Engine:
     model: Path
     weight_bytes: int
     options: dict[str, Any] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
 
 
 class WorkerError(Exception):
@@ -71,7 +73,7 @@ class WorkerError(Exception):
 def worker(engine: Engine) -> Iterator[Any]:
     """Start an engine's worker; gives a function from request to answer (see workers/protocol.py)."""
     with tempfile.TemporaryFile("w+") as chatter:
-        command = [str(engine.python), str(WORKERS / engine.worker)]
+        command = [str(engine.python), str(WORKERS / engine.worker), *engine.modules]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=chatter, text=True)
         assert process.stdin is not None
         assert process.stdout is not None
@@ -124,11 +126,10 @@ def compare(
     """All rounds of all engines.
 
     Returns:
-        Per engine its samples; and the read bandwidth seen over as many bytes as each one's weights.
+        Per engine its samples, with them the read bandwidth over as many bytes as its weights.
     """
     samples: dict[str, dict[str, list[Any]]] = {engine.name: defaultdict(list) for engine in engines}
     versions: dict[str, dict[str, str]] = {}
-    bandwidth: dict[str, float] = defaultdict(float)
     texts = held_out_prompts(engines[0].model, prompt_tokens)
     for number in range(rounds):
         prompts = [next(texts) for _ in range(3)]  # the same for every engine of the round, never seen again
@@ -138,8 +139,11 @@ def compare(
             versions[engine.name] = sample.pop("versions")
             for metric, values in sample.items():
                 samples[engine.name][metric] += values
-            bandwidth[engine.name] = max(bandwidth[engine.name], read_bandwidth(engine.weight_bytes, threads))
-    return {"samples": samples, "versions": versions, "bandwidth": bandwidth}
+            bandwidth = read_bandwidth(engine.weight_bytes, threads)
+            samples[engine.name]["read_bandwidth_bytes_per_s"].append(bandwidth)
+            read = median(sample["decode_tokens_per_s"]) * engine.weight_bytes
+            samples[engine.name]["bandwidth_fraction"].append(read / bandwidth)
+    return {"samples": samples, "versions": versions}
 
 
 def held_out_prompts(artifact: Path, tokens: int) -> Iterator[list[int]]:
@@ -167,8 +171,6 @@ def report(engines: Sequence[Engine], measured: dict[str, Any], peaks: dict[str,
             for metric, v in samples.items()
             if metric in METRICS
         }
-        bandwidth = measured["bandwidth"][engine.name]
-        read = summary["decode_tokens_per_s"]["median"] * engine.weight_bytes
         computed = summary["prefill_tokens_per_s"]["median"] * flops
         rows.append(
             {
@@ -177,8 +179,8 @@ def report(engines: Sequence[Engine], measured: dict[str, Any], peaks: dict[str,
                 "weight_bytes_per_token": engine.weight_bytes,
                 "versions": measured["versions"][engine.name],
                 **summary,
-                "read_bandwidth_bytes_per_s": bandwidth,
-                "bandwidth_fraction": read / bandwidth,
+                "read_bandwidth_bytes_per_s": median(samples["read_bandwidth_bytes_per_s"]),
+                "bandwidth_fraction": median(samples["bandwidth_fraction"]),
                 "matrix_peak_fraction": computed / best_peak,
                 "samples": samples,
             }
@@ -194,7 +196,9 @@ def default_engines(artifacts: dict[str, Path], gguf: Path, context: int) -> lis
         weight_bytes = manifest.llm.weight_bytes_per_token if manifest.llm else 0
         label = f"aicc {name}" if len(artifacts) > 1 else "aicc"
         python = Path(sys.executable)
-        engines.append(Engine(label, manifest.quantization, python, "run_aicc.py", path, weight_bytes))
+        modules = ("openvino",) if manifest.variants[0].family == "openvino" else ()
+        aicc = Engine(label, manifest.quantization, python, "run_aicc.py", path, weight_bytes, modules=modules)
+        engines.append(aicc)
     python = peers.environment()
     exported = peers.openvino_export(gguf)
     exported_bytes = (exported / "openvino_model.bin").stat().st_size
@@ -249,8 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/DATE-MACHINE.json")
     options = parser.parse_args(arguments)
 
-    given = options.artifact or [f"auto={peers.ROOT / 'build/smollm2-135m.aicc'}"]
-    artifacts = {name: Path(path) for name, _, path in (text.partition("=") for text in given)}
+    artifacts = parse_artifacts(options.artifact)
     gguf = pull(options.model)
     context = 4 * (options.prompt_tokens + options.decode_tokens)
     engines = [
@@ -271,15 +274,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "matrix_peaks_ops_per_s": peaks,
         "engines": report(engines, measured, peaks, 2 * (layers + head / options.prompt_tokens)),
     }
-    output = options.output or RESULTS / f"{document['date'][:10]}-{_slug(document['machine']['processor'])}.json"
+    output = options.output or RESULTS / f"{document['date'][:10]}-{machine_name(document)}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(document, indent=1) + "\n")
     output.with_suffix(".svg").write_text(plot.draw(document))
     print(output)
 
 
-def _slug(text: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+def parse_artifacts(given: Sequence[str] | None) -> dict[str, Path]:
+    """``NAME=PATH`` options; the demo's artifact if there are none."""
+    texts = given or [f"auto={peers.ROOT / 'build/smollm2-135m.aicc'}"]
+    return {name: Path(path) for name, _, path in (text.partition("=") for text in texts)}
+
+
+def machine_name(document: dict[str, Any]) -> str:
+    """The processor's name as a part of a file's."""
+    processor: str = document["machine"]["processor"]
+    return "-".join("".join(c if c.isalnum() else " " for c in processor.lower()).split())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
     ← {"seconds": 0.4, "versions": {…}, "peak_rss_bytes": …}
     → {"generate": {"ids": [1, 2, …], "tokens": 65}}
     ← {"first_s": 0.1, "last_s": 0.9, "count": 65, "engine": {…}, "peak_rss_bytes": …}
+    → {"together": {"prompts": [[1, 2, …], …], "tokens": 65}}       (aicc only)
+    ← {"tokens_per_s": 500.0, "peak_rss_bytes": …}
 
 A failure is answered with ``{"error": "…"}``; the end of the input ends the worker. The engines' own
 chatter is sent to stderr, so that nothing but answers is on stdout. This file imports nothing but
@@ -66,6 +68,8 @@ def _answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     if "load" in request:
         versions = engine.load(**request["load"])
         answer = {"seconds": time.perf_counter() - start, "versions": versions}
+    elif "together" in request:
+        answer = {"tokens_per_s": engine.together(**request["together"])}
     else:
         done = engine.generate(**request["generate"])
         answer = {

@@ -1,15 +1,20 @@
-"""Worker for an aicc artifact, through the Python runtime as a program would embed it."""
+"""Worker for an aicc artifact, through the Python runtime as a program would embed it.
+
+Arguments are modules to import before the clock starts, as the other engines' are: ``openvino``.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-import openvino  # noqa: F401 - imported before the clock starts, as the other engines are
 from protocol import Generated, serve
 
 from aicc.runtime import Model, load
+from aicc.runtime.sampling import SamplingParams
 
 
 class Aicc:
@@ -20,7 +25,7 @@ class Aicc:
         loaded = load(model, threads=threads, kv_tokens=options["context"])
         assert isinstance(loaded, Model)
         self.model = loaded
-        return {name: version(name) for name in ("aicc", "openvino")}
+        return {name: version(name) for name in ("aicc", *sys.argv[1:])}
 
     def generate(self, ids: list[int], tokens: int) -> Generated:
         """See :class:`protocol.Engine`."""
@@ -28,6 +33,20 @@ class Aicc:
         stamps = [time.perf_counter() for _ in pieces]
         return Generated(stamps[0], stamps[-1], len(stamps))
 
+    def together(self, prompts: list[list[int]], tokens: int) -> float:
+        """Decode all prompts in one batch; new tokens a second of all of them, prefill not counted."""
+        stamps: list[list[float]] = [[] for _ in prompts]
+        params = SamplingParams(max_tokens=tokens, ignore_eos=True)
+        for ids, mine in zip(prompts, stamps, strict=True):
+            emit = lambda _, mine=mine: mine.append(time.perf_counter())  # noqa: E731
+            self.model.engine.submit(self.model.request(ids, params, emit))
+        while self.model.engine.step():
+            pass
+        begin, end = max(mine[0] for mine in stamps), min(mine[-1] for mine in stamps)
+        return sum(begin < stamp <= end for mine in stamps for stamp in mine) / (end - begin)
+
 
 if __name__ == "__main__":
+    for module in sys.argv[1:]:
+        import_module(module)
     serve(Aicc())

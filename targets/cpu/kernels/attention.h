@@ -19,9 +19,7 @@
 #define AICC_MINUS_INFINITY (-__builtin_inff())
 #define AICC_SPLIT_PAGES (AICC_SPLIT / AICC_LANES)
 #define AICC_SCORE_ROWS 8 /* rows whose scores fit the registers */
-#ifndef AICC_DECODE_ROWS
-#define AICC_DECODE_ROWS 8
-#endif
+#define AICC_DECODE_ROWS 8 /* up to so many, reading keys and values takes longer than computing with them */
 #define AICC_VALUE_ROWS 6 /* rows whose 64 output columns fit the registers */
 
 /* What one thread works with: floats, each part aligned to 64 bytes. Rows are queries times heads. */
@@ -183,10 +181,12 @@ AICC_INLINE bool aicc_attend_split(const aicc_frame *f, const aicc_attention_ite
     for (int32_t page = begin / AICC_LANES; page < end / AICC_LANES; page++) {
         const uint8_t *keys = aicc_head_page(f, rows.layer, pages[page], rows.kv_head, h);
         values[page] = keys + aicc_head_page_bytes(h) / 2;
-        if (rows.count <= AICC_DECODE_ROWS) { /* decoding: pages come from memory, and the hardware cannot guess the next */
-            bool more = page + 1 < end / AICC_LANES;
-            aicc_prefetch(values[page], aicc_head_page_bytes(h) / 2);
-            if (more) aicc_prefetch(aicc_head_page(f, rows.layer, pages[page + 1], rows.kv_head, h), aicc_head_page_bytes(h) / 2);
+        if (rows.count <= AICC_DECODE_ROWS) { /* decoding: fetch what the next unit reads, which no hardware can guess */
+            bool another = rows.kv_head + 1 < h.kv_heads;
+            int32_t ahead = another ? page : page + AICC_SPLIT_PAGES;
+            if (another || base / AICC_LANES + ahead < b->page_starts[sequence + 1] - b->page_starts[sequence])
+                aicc_prefetch(aicc_head_page(f, rows.layer, pages[ahead], another ? rows.kv_head + 1 : 0, h),
+                              aicc_head_page_bytes(h));
         }
         aicc_score_rows(&s->scores[0][page * AICC_LANES], s->rows, keys, rows.count, h);
     }

@@ -38,9 +38,9 @@ typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 typedef _Float16 f16x16 __attribute__((vector_size(32)));
 
-/* Ask for `bytes` from `p` on, which will be needed soon. Any address will do. */
+/* Ask for `bytes` from `p` on into the second-level cache, to be used soon. Any address will do. */
 AICC_INLINE void aicc_prefetch(const uint8_t *p, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += AICC_ALIGN) __builtin_prefetch(p + i);
+    for (size_t i = 0; i < bytes; i += AICC_ALIGN) __builtin_prefetch(p + i, 0, 2);
 }
 
 /* a*b + c, rounded once where the machine has a fused multiply-add. */
