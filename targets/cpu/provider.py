@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import mmap
 from collections.abc import Mapping
-from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 _LIBRARY = "libmodel.so"
 _ABI_VERSION = 1  # AICC_ABI_VERSION
-_DECODER = 1  # AICC_DECODER
+_DECODER, _TENSORS = 1, 2  # aicc_kind
+_INT64 = 4  # AICC_I64
+_MAX_RANK = 8  # AICC_MAX_RANK
+_TOKEN, _CONTEXT = 6, 9  # aicc_status: AICC_ERROR_TOKEN, AICC_ERROR_CONTEXT
 _MOST_THREADS = 256  # AICC_MAX_THREADS
 
 
@@ -52,6 +56,27 @@ class _Batch(Structure):
         ("tokens", c_void_p), ("starts", c_void_p), ("past", c_void_p), ("pages", c_void_p),
         ("page_starts", c_void_p), ("logit_rows", c_void_p),
     )  # fmt: skip
+
+
+class _Port(Structure):
+    """``aicc_port``."""
+
+    _fields_ = (("name", c_char_p), ("type", c_int32), ("rank", c_int32), ("shape", c_int64 * _MAX_RANK))
+
+
+class _Signature(Structure):
+    """``aicc_signature``."""
+
+    _fields_ = (
+        ("name", c_char_p), ("input_count", c_int32), ("output_count", c_int32),
+        ("inputs", POINTER(_Port)), ("outputs", POINTER(_Port)),
+    )  # fmt: skip
+
+
+class _Tensor(Structure):
+    """``aicc_tensor``."""
+
+    _fields_ = (("data", c_void_p), ("type", c_int32), ("rank", c_int32), ("shape", c_int64 * _MAX_RANK))
 
 
 class CpuProvider:
@@ -86,24 +111,34 @@ class CpuProvider:
             UsageError: More threads than can be started.
         """
         path = artifact.file(f"variants/{variant.name}/{_LIBRARY}")
-        weights = artifact.file(WEIGHTS_PATH)
         library = _open_library(path)
-        about: _Description = library.aicc_describe().contents
-        if about.abi_version != _ABI_VERSION:
-            raise MismatchError(
-                f"{path} has version {about.abi_version} of the interface, and this aicc has {_ABI_VERSION}.",
-                "Compile the model again.",
-            )
-        llm = artifact.manifest.llm
-        if about.kind != _DECODER or llm is None or about.vocab_size != llm.vocab_size:
-            raise IntegrityError(f"{path} is not the model that the manifest describes.", "Compile the model again.")
-        if weights.stat().st_size < about.weights_bytes:
-            raise IntegrityError(f"{weights} is shorter than {path} needs.", "Compile the model again.")
-        if options.threads is not None and not 1 <= options.threads <= _MOST_THREADS:
-            raise UsageError(f"{options.threads} threads cannot be started.", f"Give 1 to {_MOST_THREADS}.")
-        tokens = options.kv_tokens or llm.context_length
-        chosen = _Options(options.threads or 0, -(-tokens // about.page_tokens))
-        return CpuDecoder(library, about, chosen, weights, artifact.manifest.signatures)
+        try:
+            return _open_model(artifact, path, library, options)
+        except BaseException:
+            _unload(library)
+            raise
+
+
+def _open_model(artifact: Artifact, path: Path, library: ctypes.CDLL, options: LoadOptions) -> Executable:
+    """What the library at ``path`` is, over the artifact's weights; errors as :meth:`CpuProvider.load`."""
+    about = _Description.from_buffer_copy(library.aicc_describe().contents)  # outlives the library
+    weights = artifact.file(WEIGHTS_PATH)
+    if about.abi_version != _ABI_VERSION:
+        raise MismatchError(
+            f"{path} has version {about.abi_version} of the interface, and this aicc has {_ABI_VERSION}.",
+            "Compile the model again.",
+        )
+    llm = artifact.manifest.llm
+    if about.kind != (_DECODER if llm else _TENSORS) or (llm and about.vocab_size != llm.vocab_size):
+        raise IntegrityError(f"{path} is not the model that the manifest describes.", "Compile the model again.")
+    if weights.stat().st_size < about.weights_bytes:
+        raise IntegrityError(f"{weights} is shorter than {path} needs.", "Compile the model again.")
+    if options.threads is not None and not 1 <= options.threads <= _MOST_THREADS:
+        raise UsageError(f"{options.threads} threads cannot be started.", f"Give 1 to {_MOST_THREADS}.")
+    tokens = options.kv_tokens or (llm.context_length if llm else 0)
+    chosen = _Options(options.threads or 0, -(-tokens // about.page_tokens))
+    kind = CpuDecoder if llm else CpuTensors
+    return kind(library, about, chosen, weights, artifact.manifest.signatures)
 
 
 def _open_library(path: Path) -> ctypes.CDLL:
@@ -114,6 +149,7 @@ def _open_library(path: Path) -> ctypes.CDLL:
         library.aicc_memory_size.argtypes = (POINTER(_Options),)
         library.aicc_open_file.argtypes = (POINTER(c_void_p), POINTER(_Options), c_void_p, c_size_t, c_char_p)
         library.aicc_forward.argtypes = (c_void_p, c_void_p, c_void_p)
+        library.aicc_run.argtypes = (c_void_p, c_int32, POINTER(_Tensor), POINTER(_Tensor))
         library.aicc_close.argtypes = (c_void_p,)
         library.aicc_close.restype = None
         library.aicc_threads.argtypes = (c_void_p,)
@@ -123,8 +159,13 @@ def _open_library(path: Path) -> ctypes.CDLL:
     return library
 
 
-class CpuDecoder:
-    """A decoder over paged KV memory; threads of the caller take turns outside of it."""
+def _unload(library: ctypes.CDLL) -> None:
+    """Forget a library: the system would take it for a later one at the same path, whatever is there by then."""
+    _ctypes.dlclose(library._handle)
+
+
+class _OpenModel:
+    """A library, its memory and its threads; threads of the caller take turns outside of it."""
 
     def __init__(
         self,
@@ -142,9 +183,7 @@ class CpuDecoder:
                 f"there is no memory for {options.pages} pages of keys and values, {size} bytes in all.",
                 "Give fewer --kv-tokens.",
             ) from error
-        self._library, self._signatures = library, signatures
-        self._page_size, self._page_count = about.page_tokens, options.pages
-        self._most_tokens, self._vocab = about.max_batch_tokens, about.vocab_size
+        self._library, self._about, self._signatures = library, about, signatures
         self._model: c_void_p | None = c_void_p()
         view = ctypes.c_char.from_buffer(self._memory)
         address = ctypes.addressof(view)
@@ -155,10 +194,6 @@ class CpuDecoder:
             self._memory.close()
             raise IntegrityError(f"{weights} cannot be opened: {self._text(status)}.", "Compile the model again.")
         self._device = f"CPU: {processor().model} ({about.isa.decode()}, {library.aicc_threads(self._model)} threads)"
-        self._batch = _Batch()
-        self._batch_address = ctypes.addressof(self._batch)
-        self._logits = np.empty((0, self._vocab), np.float32)
-        self._logits_address = 0
 
     @property
     def signatures(self) -> Mapping[str, Signature]:
@@ -170,10 +205,76 @@ class CpuDecoder:
         """The processor, the instruction set the code uses and its threads."""
         return self._device
 
+    def close(self) -> None:
+        """Stop the threads and give the memory back."""
+        model, self._model = self._model, None
+        if model is not None:
+            self._library.aicc_close(model)
+            self._memory.close()
+            _unload(self._library)
+
+    def _text(self, status: int) -> str:
+        return str(self._library.aicc_error_text(status).decode())
+
+
+class CpuTensors(_OpenModel):
+    """A model of tensors: integers of each token in, rows of activations out."""
+
+    def run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; inputs of one shape ``[batch, length]``, in any batch.
+
+        Raises:
+            UsageError: Shapes differ, a sequence is too long, or a number is outside its table.
+        """
+        if self._model is None:
+            raise UsageError("the model was closed.", "Load it again.")
+        ports = _Signature.from_address(self._about.signatures)
+        arrays = [inputs[ports.inputs[i].name.decode()] for i in range(ports.input_count)]
+        shapes = {array.shape for array in arrays}
+        if len(shapes) > 1:
+            raise UsageError(f"the inputs have different shapes: {', '.join(map(str, sorted(shapes)))}.")
+        given = (_Tensor * len(arrays))()
+        for tensor, array in zip(given, arrays, strict=True):
+            tensor.data, tensor.type, tensor.rank = array.ctypes.data, _INT64, array.ndim
+            tensor.shape[: array.ndim] = array.shape
+        outputs, made = {}, (_Tensor * ports.output_count)()
+        for i in range(ports.output_count):
+            array = np.empty((*arrays[0].shape, ports.outputs[i].shape[2]), np.float32)
+            outputs[ports.outputs[i].name.decode()] = array
+            made[i].data = array.ctypes.data
+        status = self._library.aicc_run(self._model, 0, given, made)
+        if status == _CONTEXT:
+            length, most = arrays[0].shape[1], self._about.context_length
+            raise UsageError(f"the inputs are {length} tokens long, and this model takes {most} at most.", "Cut them.")
+        if status == _TOKEN:
+            raise UsageError("a number in the inputs is below 0 or not below the size of the table it looks into.")
+        if status:
+            raise UsageError(f"the inputs cannot be computed: {self._text(status)}.")
+        return outputs
+
+
+class CpuDecoder(_OpenModel):
+    """A decoder over paged KV memory."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        about: _Description,
+        options: _Options,
+        weights: Path,
+        signatures: Mapping[str, Signature],
+    ) -> None:
+        super().__init__(library, about, options, weights, signatures)
+        self._page_count = options.pages
+        self._batch = _Batch()
+        self._batch_address = ctypes.addressof(self._batch)
+        self._logits = np.empty((0, about.vocab_size), np.float32)
+        self._logits_address = 0
+
     @property
     def page_size(self) -> int:
         """Tokens a page holds."""
-        return self._page_size
+        return int(self._about.page_tokens)
 
     @property
     def page_count(self) -> int:
@@ -183,7 +284,7 @@ class CpuDecoder:
     @property
     def max_batch_tokens(self) -> int:
         """Most tokens a step may add."""
-        return self._most_tokens
+        return int(self._about.max_batch_tokens)
 
     def run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """A decoder has no tensors.
@@ -205,23 +306,13 @@ class CpuDecoder:
         c.tokens, c.starts, c.past = _int64(batch.tokens), _int32(batch.starts), _int32(batch.past)
         c.pages, c.page_starts, c.logit_rows = _int32(batch.pages), _int32(batch.page_starts), _int32(batch.logit_rows)
         if wanted > len(self._logits):
-            self._logits = np.empty((wanted, self._vocab), np.float32)
+            self._logits = np.empty((wanted, self._about.vocab_size), np.float32)
             self._logits_address = self._logits.ctypes.data
         logits = self._logits[:wanted]
         status = self._library.aicc_forward(self._model, self._batch_address, self._logits_address)
         if status:
             raise UsageError(f"the step cannot be computed: {self._text(status)}.")
         return logits
-
-    def close(self) -> None:
-        """Stop the threads and give the memory back."""
-        model, self._model = self._model, None
-        if model is not None:
-            self._library.aicc_close(model)
-            self._memory.close()
-
-    def _text(self, status: int) -> str:
-        return str(self._library.aicc_error_text(status).decode())
 
 
 def _int32(array: NDArray[np.int32]) -> int:

@@ -117,8 +117,9 @@ EXPORT int32_t attention(int32_t number, const aicc_batch *batch, int32_t thread
                           .queries_per_item = AICC_MAX(1, AICC_ATTENTION_ROWS * KH / QH)}; \
         aicc_lay_out(&p, batch, threads, positions, positions + batch->token_count, items, &count); \
         aicc_frame f = {.cache = cache, .page_bytes = aicc_layer_page_bytes(h), .batch = batch, .rows = batch->token_count, \
-                        .sequence_of = positions, .position_of = positions + batch->token_count, .item_count = count, \
-                        .items = items, .partials = partials, .arrivals = arrivals}; \
+                        .sequence_of = positions, .position_of = positions + batch->token_count, \
+                        .slot_of = positions + batch->token_count, .item_count = count, .items = items, \
+                        .partials = partials, .arrivals = arrivals}; \
         for (int32_t row = 0; row < batch->token_count; row++) \
             for (int32_t head = 0; head < KH; head++) \
                 aicc_cache_write(&f, 0, row, head, k + row * narrow + head * HD, v + row * narrow + head * HD, h); \

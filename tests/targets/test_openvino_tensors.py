@@ -7,42 +7,12 @@ import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from sentences import mean_pooled, tokens_of
 from tolerances import TOLERANCES, assert_within, cosine
 
 from aicc.compiler.pipeline import compile_model
 from aicc.compiler.sources import resolve
 from aicc.runtime import load
-
-SENTENCES = (
-    "A cat sleeps on the warm windowsill.",
-    "The stock market fell sharply on Tuesday.",
-    "How do I bake bread without yeast?",
-    "Quantum computers use superposition.",
-    "It rained all night in the mountains.",
-    "She plays the violin in a quartet.",
-    "Compilers translate programs.",
-    "The train to Lyon leaves at noon.",
-    "Vaccines train the immune system.",
-    "No.",
-)
-
-
-def _tokens(folder: Path) -> dict[str, NDArray[np.int64]]:
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_padding()
-    tokenizer.no_truncation()
-    encoded = tokenizer.encode_batch(list(SENTENCES))
-    return {
-        "input_ids": np.array([e.ids for e in encoded], np.int64),
-        "attention_mask": np.array([e.attention_mask for e in encoded], np.int64),
-        "token_type_ids": np.array([e.type_ids for e in encoded], np.int64),
-    }
-
-
-def _mean_pooled(states: NDArray[np.float32], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-    weights = mask[..., None]
-    return (states * weights).sum(axis=1) / weights.sum(axis=1)
 
 
 def _on(target: str, model: str, folder: Path, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -54,11 +24,11 @@ def _on(target: str, model: str, folder: Path, inputs: dict[str, NDArray[Any]]) 
 
 
 def test_sentence_embeddings_are_those_of_the_source(tmp_path: Path) -> None:
-    inputs = _tokens(resolve("minilm-l6").path)
+    inputs = tokens_of(resolve("minilm-l6").path)
     found = _on("openvino:cpu", "minilm-l6", tmp_path, inputs)["last_hidden_state"]
     expected = _on("reference:cpu", "minilm-l6", tmp_path, inputs)["last_hidden_state"]
     mask = inputs["attention_mask"]
-    assert cosine(_mean_pooled(found, mask), _mean_pooled(expected, mask)) >= TOLERANCES["cosine"]["embeddings"]
+    assert cosine(mean_pooled(found, mask), mean_pooled(expected, mask)) >= TOLERANCES["cosine"]["embeddings"]
 
 
 def _picture(*shape: int) -> NDArray[np.float32]:
@@ -81,7 +51,7 @@ def _silero() -> dict[str, NDArray[Any]]:
         ("rapidocr-rec", {"x": _picture(1, 3, 48, 160)}),
         ("rapidocr-cls", {"x": _picture(1, 3, 48, 192)}),
         ("silero-vad-16k", _silero()),
-        ("minilm-l6-int8", _tokens(resolve("minilm-l6").path)),
+        ("minilm-l6-int8", tokens_of(resolve("minilm-l6").path)),
     ],
 )
 def test_onnx_models_give_what_onnxruntime_gives(model: str, inputs: dict[str, NDArray[Any]], tmp_path: Path) -> None:

@@ -80,13 +80,12 @@ typedef struct aicc_description {
     const char *isa; /* "portable", "avx2", "avx512-vnni", ... */
     uint64_t weights_bytes;
     uint64_t weights_id; /* must stand in the weights' header */
-    /* Decoders; zero for tensor models. */
-    int32_t vocab_size;
+    int32_t vocab_size;          /* of a decoder; 0 for tensor models */
     int32_t context_length;      /* most tokens of one sequence */
     int32_t layer_count;
     int32_t page_tokens;         /* tokens a page of KV memory holds */
     uint64_t page_bytes;         /* KV memory of one page, all layers */
-    int32_t max_batch_tokens;    /* most tokens of one aicc_forward() */
+    int32_t max_batch_tokens;    /* most tokens of one aicc_forward(); aicc_run() cuts larger batches itself */
     int32_t max_batch_sequences; /* most sequences of one aicc_forward() */
     /* Tensor models; zero for decoders. */
     int32_t signature_count;
@@ -143,8 +142,10 @@ AICC_API int aicc_prefill(aicc_model *model, const int64_t *tokens, int32_t coun
 AICC_API int aicc_decode(aicc_model *model, int64_t token, float *logits);
 /* Start that one sequence again. */
 AICC_API void aicc_reset(aicc_model *model);
-/* A tensor model: inputs and outputs in the signature's order. The shapes of outputs are filled in; their data must hold
- * the shape that the inputs lead to. */
+/* A tensor model: inputs and outputs in the signature's order. Inputs are of one shape [batch, length], length at most
+ * context_length, any batch. Types and shapes of outputs are filled in: [batch, length, width]; their data must hold that
+ * many elements. Where an input is a mask of 0 and 1, a sequence's outputs do not depend on what is hidden, nor on the
+ * sequences beside it, to the last bit; those of a sequence that hides all its tokens are NaN. */
 AICC_API int aicc_run(aicc_model *model, int32_t signature, const aicc_tensor *inputs, aicc_tensor *outputs);
 /* Threads the model computes with. */
 AICC_API int32_t aicc_threads(const aicc_model *model);

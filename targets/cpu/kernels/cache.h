@@ -47,7 +47,8 @@ AICC_INLINE void aicc_cache_put(uint8_t *to, size_t index, float x, int32_t type
 /* Row `row` of the batch: put key [head_dim] and value [head_dim] of one KV head into the page of its token. Either may be null. */
 AICC_INLINE void aicc_cache_write(const aicc_frame *f, uint64_t layer_offset, int32_t row, int32_t kv_head,
                                   const float *key, const float *value, aicc_heads h) {
-    int32_t position = f->position_of[row];
+    int32_t position = f->slot_of[row];
+    if (position < 0) return;
     int32_t page = f->batch->pages[f->batch->page_starts[f->sequence_of[row]] + position / AICC_LANES];
     size_t token = (size_t)(position % AICC_LANES);
     uint8_t *keys = aicc_head_page(f, layer_offset, page, kv_head, h), *values = keys + aicc_head_page_bytes(h) / 2;

@@ -13,6 +13,7 @@
 #define AICC_SPLIT_SLOTS 256      /* splits of single queries that may be computed side by side */
 #define AICC_ATTENTION_ROWS 32    /* queries times heads that share their loads of keys and values */
 #define AICC_TILE_ROWS 32         /* rows a linear step computes at once; row ranges start at its multiples */
+#define AICC_MAX_PORTS 8          /* inputs, and outputs, of a tensor model */
 
 /* Queries of one sequence and the splits of keys they look at. Order of items and who computes them changes nothing. */
 typedef struct aicc_attention_item {
@@ -33,6 +34,9 @@ typedef struct aicc_frame {
     int32_t rows;                /* T */
     const int32_t *sequence_of;  /* [T] index of a row's sequence in the batch */
     const int32_t *position_of;  /* [T] its position in the sequence */
+    const int32_t *slot_of;      /* [T] where in the sequence's pages its key and value go; -1: nowhere, it is hidden */
+    const int64_t *inputs[AICC_MAX_PORTS]; /* [T] each: numbers of rows to look up; a decoder's tokens are the first */
+    float *outputs[AICC_MAX_PORTS];        /* tensor models: [T][width] each */
     int32_t item_count;
     const aicc_attention_item *items;
     float *partials;             /* [AICC_SPLIT_SLOTS] of aicc_program.partial_floats */
@@ -76,6 +80,8 @@ typedef struct aicc_program {
     size_t partial_floats;    /* aicc_partial_floats(), the largest of any layer; 0 without attention */
     int32_t kv_heads;         /* the most of any layer */
     int32_t queries_per_item; /* max(1, AICC_ATTENTION_ROWS / query heads per KV head) */
+    int32_t mask_input;       /* tensor models: the input that is 0 where a token is hidden from the others; -1: none */
+    int64_t input_limits[AICC_MAX_PORTS]; /* what an input's numbers must be below; 0: they may be any */
 } aicc_program;
 
 /* How one step is cut for the batch at hand. */

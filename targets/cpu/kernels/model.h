@@ -26,6 +26,8 @@ struct aicc_model {
     aicc_engine engine;
     int32_t pages;
     int32_t *sequence_of, *position_of, *all_pages;
+    aicc_batch batch; /* of a tensor model; the arrays below are its own */
+    int32_t *slot_of, *starts, *shortened, *page_starts; /* shortened: minus how many tokens are hidden */
     aicc_attention_item *items;
     int32_t past; /* of aicc_prefill's own sequence */
     void *mapped;
@@ -40,6 +42,12 @@ static int32_t aicc_thread_count(const aicc_options *o) {
     return AICC_MIN(o->threads ? o->threads : aicc_usable_cores(), AICC_MAX_THREADS);
 }
 
+/* A tensor model keeps the keys and values of one layer, of as many tokens as it computes at once. */
+static int32_t aicc_page_count(const aicc_options *o) {
+    const aicc_description *about = &aicc_this_program.about;
+    return about->kind == AICC_DECODER ? o->pages : about->max_batch_tokens / AICC_LANES;
+}
+
 static uint8_t *aicc_carve(uint8_t *memory, size_t *used, size_t bytes) {
     uint8_t *part = memory ? memory + *used : NULL;
     *used += AICC_ROUND_UP(bytes, AICC_ALIGN);
@@ -49,20 +57,27 @@ static uint8_t *aicc_carve(uint8_t *memory, size_t *used, size_t bytes) {
 /* Lay the model out in `memory`, or only count, if it is null. Returns the bytes used. */
 static size_t aicc_place(uint8_t *memory, const aicc_options *o, aicc_model *m) {
     const aicc_program *p = &aicc_this_program;
-    size_t tokens = (size_t)p->about.max_batch_tokens, used = 0;
+    size_t tokens = (size_t)p->about.max_batch_tokens, pages = (size_t)aicc_page_count(o), used = 0;
     aicc_carve(memory, &used, sizeof(aicc_model));
     m->engine.cuts = (void *)aicc_carve(memory, &used, sizeof(aicc_cut) * (size_t)p->step_count);
     m->engine.tasks = (void *)aicc_carve(memory, &used, sizeof(uint32_t) * (size_t)p->step_count);
     m->sequence_of = (void *)aicc_carve(memory, &used, sizeof(int32_t) * tokens);
     m->position_of = (void *)aicc_carve(memory, &used, sizeof(int32_t) * tokens);
-    m->all_pages = (void *)aicc_carve(memory, &used, sizeof(int32_t) * (size_t)o->pages);
+    m->all_pages = (void *)aicc_carve(memory, &used, sizeof(int32_t) * pages);
+    m->slot_of = m->position_of;
+    if (p->about.kind == AICC_TENSORS) {
+        m->slot_of = (void *)aicc_carve(memory, &used, sizeof(int32_t) * tokens);
+        m->starts = (void *)aicc_carve(memory, &used, sizeof(int32_t) * (tokens + 1));
+        m->shortened = (void *)aicc_carve(memory, &used, sizeof(int32_t) * tokens);
+        m->page_starts = (void *)aicc_carve(memory, &used, sizeof(int32_t) * (tokens + 1));
+    }
     m->items = (void *)aicc_carve(memory, &used, sizeof(aicc_attention_item) * aicc_most_items(p));
     m->engine.frame.arrivals =
         (void *)aicc_carve(memory, &used, sizeof(uint32_t) * AICC_SPLIT_SLOTS * (size_t)p->kv_heads);
     m->engine.scratch = aicc_carve(memory, &used, p->scratch_bytes * (size_t)aicc_thread_count(o));
     m->engine.frame.partials = (void *)aicc_carve(memory, &used, sizeof(float) * AICC_SPLIT_SLOTS * p->partial_floats);
     m->engine.frame.buffers = aicc_carve(memory, &used, p->buffer_bytes);
-    m->engine.frame.cache = aicc_carve(memory, &used, (size_t)p->about.page_bytes * (size_t)o->pages);
+    m->engine.frame.cache = aicc_carve(memory, &used, (size_t)p->about.page_bytes * pages);
     return used;
 }
 
@@ -99,7 +114,7 @@ int aicc_open(aicc_model **model, const aicc_options *options, void *memory, siz
     aicc_model *m = memory;
     memset(m, 0, sizeof *m);
     aicc_place(memory, options, m);
-    m->pages = options->pages;
+    m->pages = aicc_page_count(options);
     for (int32_t page = 0; page < m->pages; page++) m->all_pages[page] = page;
     m->engine.program = &aicc_this_program;
     aicc_frame *f = &m->engine.frame;
@@ -107,6 +122,7 @@ int aicc_open(aicc_model **model, const aicc_options *options, void *memory, siz
     f->page_bytes = (size_t)aicc_this_program.about.page_bytes;
     f->sequence_of = m->sequence_of;
     f->position_of = m->position_of;
+    f->slot_of = m->slot_of;
     f->items = m->items;
     for (int32_t i = 0; i < AICC_SPLIT_SLOTS * aicc_this_program.kv_heads; i++) atomic_init(&f->arrivals[i], 0);
     if (!aicc_pool_open(&m->engine.pool, (uint32_t)aicc_thread_count(options), aicc_engine_run, &m->engine))
@@ -150,6 +166,7 @@ int aicc_forward(aicc_model *m, const aicc_batch *batch, float *logits) {
     aicc_frame *f = &m->engine.frame;
     f->batch = batch;
     f->logits = logits;
+    f->inputs[0] = batch->tokens;
     f->rows = batch->token_count;
     aicc_lay_out(p, batch, (int32_t)m->engine.pool.threads, m->sequence_of, m->position_of, m->items, &f->item_count);
     aicc_engine_execute(&m->engine);
@@ -199,7 +216,7 @@ void aicc_close(aicc_model *m) {
 #endif
 }
 
-#if !defined(AICC_HAS_RUN) /* a tensor model's program defines aicc_run itself */
+#if !defined(AICC_HAS_RUN) /* tensors.h has it for a tensor model */
 int aicc_run(aicc_model *m, int32_t signature, const aicc_tensor *inputs, aicc_tensor *outputs) {
     (void)m, (void)signature, (void)inputs, (void)outputs;
     return AICC_ERROR_KIND;

@@ -1,6 +1,6 @@
 """The compile half for processors: graph → row program → steps → C → machine code.
 
-program.py    the graph as operations on rows of tokens
+program.py    the graph as operations on rows of tokens; where they begin and end: decoder.py, encoder.py
 fuse.py       the operations as steps, between which threads wait for each other
 memory.py     where the buffers between steps lie
 pack.py       weights in the kernels' layout
@@ -18,17 +18,17 @@ from aicc.compiler.facts import kv_dtype
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
 from aicc.compiler.report import PassRecord
-from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
+from aicc.targets.cpu.lowering.decoder import DecoderBuilder
 from aicc.targets.cpu.lowering.emit import emit_model
+from aicc.targets.cpu.lowering.encoder import EncoderBuilder
 from aicc.targets.cpu.lowering.fuse import fuse
 from aicc.targets.cpu.lowering.pack import Packer, weights_identity
-from aicc.targets.cpu.lowering.program import build_program, find_refusals
+from aicc.targets.cpu.lowering.program import Builder
 from aicc.targets.cpu.lowering.toolchain import compile_library, compiler_version
 
 _KV_TYPES = {"float32": "F32", "float16": "F16"}
 SOURCE_FILE = "model.c"
-_DECODERS_ONLY = "native code is made for decoders only so far"
 
 
 def lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
@@ -44,13 +44,8 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         UnsupportedError: A node is no operation on rows; it is named.
     """
     refuse_operators(imported.graph, target)
-    if imported.kind != "decoder":
-        refused = refusals(imported, target)[0]
-        raise UnsupportedError(
-            f"{target.name} cannot run {refused.op} ({refused.node}): {refused.reason}.", "Compile for openvino:cpu."
-        )
     started = time.perf_counter()
-    program = build_program(imported)
+    program = _builder(imported).build()
     nodes = sum(1 for _ in imported.graph.graph.all_nodes())
     steps = fuse(program)
     packer = Packer(weights, weights_identity(program, imported.info.sha256))
@@ -63,14 +58,14 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         producer={"ziglang": compiler_version()},
         coverage=full_coverage(imported.graph),
         passes=[PassRecord("steps of native code", nodes, len(steps), time.perf_counter() - started)],
-        weight_bytes_per_token=weight_bytes_per_token(imported.graph),
+        weight_bytes_per_token=weight_bytes_per_token(imported.graph) if imported.llm else 0,
     )
 
 
 def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
     """Nodes that are no operations on rows, from shapes alone."""
-    if imported.kind != "decoder":
-        nodes = list(imported.graph.graph)
-        name = (nodes[0].name or str(nodes[0].outputs[0].name)) if nodes else ""
-        return [Refusal(name, nodes[0].op_type if nodes else "", _DECODERS_ONLY)]
-    return find_refusals(imported)
+    return _builder(imported).refusals()
+
+
+def _builder(imported: ImportedModel) -> Builder:
+    return DecoderBuilder(imported) if imported.kind == "decoder" else EncoderBuilder(imported)

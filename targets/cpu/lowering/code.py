@@ -216,9 +216,8 @@ class RowCode:
         wide = form.k if form.k != op.output.width else 0  # the gather writes the padding too
         to = self._target(op.output, wide)
         table, name = self.body.at("weights", op.table, LANES), self.body.constants.form(form)
-        self.lines.append(
-            f"aicc_gather_row({to}, f->weights + {table}, (int32_t)f->batch->tokens[{self.row}], {name});"
-        )
+        which = f"f->position_of[{self.row}]" if op.input is None else f"(int32_t)f->inputs[{op.input}][{self.row}]"
+        self.lines.append(f"aicc_gather_row({to}, f->weights + {table}, {which}, {name});")
         if wide:
             self._copy_if_handed_over(op.output)
 
@@ -302,15 +301,16 @@ class RowCode:
         parts = f"{pointer}, NULL" if op.keys else f"NULL, {pointer}"
         self.lines.append(f"{indent}aicc_cache_write(f, {page}, {self.row}, {head}, {parts}, {heads});")
 
-    def _logits(self, op: ops.Logits) -> None:
-        to = f"f->logits + (size_t){_grouped(self.row)} * {op.x.width}{self._begin(op.x)}"
+    def _logits(self, op: ops.Logits | ops.Result) -> None:
+        all_rows = f"f->outputs[{op.number}]" if isinstance(op, ops.Result) else "f->logits"
+        to = f"{all_rows} + (size_t){_grouped(self.row)} * {op.x.width}{self._begin(op.x)}"
         self.lines.append(f"memcpy({to}, {self._source(op.x)}, {self.count(op.x)} * sizeof(float));")
 
 
 _EMITTERS: dict[type, Callable[[RowCode, Op], None]] = {
     ops.Embed: RowCode._embed, ops.Norm: RowCode._norm, ops.Rope: RowCode._rope, ops.Resize: RowCode._resize,
     ops.Slice: RowCode._slice, ops.Select: RowCode._select, ops.Quantise: RowCode._quantise,
-    ops.Store: RowCode._store, ops.Logits: RowCode._logits,
+    ops.Store: RowCode._store, ops.Logits: RowCode._logits, ops.Result: RowCode._logits,
 }  # type: ignore[dict-item]  # fmt: skip
 
 
@@ -324,6 +324,12 @@ def number(value: float) -> str:
     """A float32 literal."""
     text = str(np.float32(value))
     return f"{text if '.' in text or 'e' in text else text + '.0'}f"
+
+
+def text_literal(text: str) -> str:
+    """A string literal of any text, as UTF-8."""
+    safe = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ._-/:"
+    return '"' + "".join(chr(b) if chr(b) in safe else f"\\{b:03o}" for b in text.encode(errors="replace")) + '"'
 
 
 def _grouped(row: str) -> str:

@@ -44,7 +44,7 @@ def read_constant(value: ir.Value) -> NDArray[np.generic]:
     """Its elements."""
     if value.const_value is not None:
         return value.const_value.numpy()
-    return _evaluate([], value, {})
+    return evaluate([], value, {})
 
 
 def read_number(value: ir.Value | None) -> float | None:
@@ -58,12 +58,12 @@ def positions_read(model: ir.Model, index: ir.Value, context: int) -> NDArray[np
     """Which row of a table each position looks up, ``[context]``; None if that depends on more than the position."""
     if index.name == "position_ids":
         return np.arange(context)
-    if any(v.name != "position_ids" for v in _graph_inputs(index)):
+    if any(v.name != "position_ids" for v in graph_inputs(index)):
         return None
     inputs = [v for v in model.graph.inputs if v.name == "position_ids"]
 
     def probe(positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        return _evaluate(inputs, index, {"position_ids": positions[None]}).astype(np.int64).reshape(-1)
+        return evaluate(inputs, index, {"position_ids": positions[None]}).astype(np.int64).reshape(-1)
 
     together = probe(np.arange(context))
     for position in {0, context // 2, context - 1}:
@@ -72,7 +72,7 @@ def positions_read(model: ir.Model, index: ir.Value, context: int) -> NDArray[np
     return together
 
 
-def _graph_inputs(value: ir.Value) -> set[ir.Value]:
+def graph_inputs(value: ir.Value) -> set[ir.Value]:
     """Inputs of the graph that reach a value."""
     found, seen, todo = set(), set(), [value]
     while todo:
@@ -88,7 +88,8 @@ def _graph_inputs(value: ir.Value) -> set[ir.Value]:
     return found
 
 
-def _evaluate(inputs: list[ir.Value], output: ir.Value, feeds: dict[str, NDArray]) -> NDArray:
+def evaluate(inputs: list[ir.Value], output: ir.Value, feeds: dict[str, NDArray]) -> NDArray:
+    """A value that is computed from some inputs of the graph, given those."""
     graph = output.producer().graph
     part = ir.convenience.extract(graph, inputs, [output])
     (result,) = ReferenceEvaluator(ir.to_proto(ir.Model(part, ir_version=10))).run(None, feeds)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from aicc.runtime.errors import UnsupportedError
 from aicc.targets.cpu.lowering import rows as ops
-from aicc.targets.cpu.lowering.code import Body, Constants, Place, RowCode, leaf, number
+from aicc.targets.cpu.lowering.code import Body, Constants, Place, RowCode, leaf, number, text_literal
 from aicc.targets.cpu.lowering.formats import LANES, align
 from aicc.targets.cpu.lowering.fuse import Part, Step
 from aicc.targets.cpu.lowering.memory import plan_buffers, row_bytes
 from aicc.targets.cpu.lowering.pack import Packer
-from aicc.targets.cpu.lowering.rows import Angles, Attend, Heads, Matrix, Op, Program, Quantise, Value, Vector
+from aicc.targets.cpu.lowering.rows import Angles, Attend, Heads, Matrix, Op, Port, Program, Quantise, Value, Vector
 
 MAX_BATCH_TOKENS = 256  # a longer prompt is prefilled in pieces of this, which bounds the buffers
 TILE_ROWS = 32  # AICC_TILE_ROWS
@@ -69,7 +69,9 @@ def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, k
         kv: Type of the cache: ``F16`` or ``F32``.
     """
     constants = Constants()
-    offsets, buffer_bytes = plan_buffers(steps, MAX_BATCH_TOKENS)
+    tokens = MAX_BATCH_TOKENS if program.generates else align(max(MAX_BATCH_TOKENS, program.context), LANES)
+    offsets, buffer_bytes = plan_buffers(steps, tokens)
+    kind, header = ("DECODER", "model.h") if program.generates else ("TENSORS", "tensors.h")
     layers, page_bytes = _layers(program, kv)
     names: dict[str, str] = {}
     rows, scratch = [], 0
@@ -82,7 +84,7 @@ def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, k
         rows.append(_table_row(step, names[function.text], function.unit_bytes, at))
     text = "\n".join(
         [
-            _TOP.format(name=name, count=len(steps)),
+            _TOP.format(name=name.replace("*/", ""), count=len(steps)),
             *_constant_lines(constants, kv),
             "",
             *(text.replace("@", chosen) + "\n" for text, chosen in names.items()),
@@ -90,12 +92,15 @@ def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, k
             *rows,
             "};",
             "",
+            *_port_lines(program),
             _BOTTOM.format(
-                name=name, weights_bytes=packer.end, weights_id=packer.identity, vocab=program.vocab,
-                context=program.context, layers=len(program.layers), page_bytes=page_bytes, tokens=MAX_BATCH_TOKENS,
+                name=text_literal(name), kind=kind, vocab=program.vocab, context=program.context,
+                weights_bytes=packer.end, weights_id=packer.identity,
+                layers=len(program.layers), page_bytes=page_bytes, tokens=tokens,
                 buffer_bytes=buffer_bytes, scratch_bytes=align(scratch),
                 partial=max((h.query_heads * (h.head_dim + LANES) for h in program.layers), default=0),
                 kv_heads=max((h.kv_heads for h in program.layers), default=0),
+                signatures=_SIGNATURES if program.outputs else "", ports=_ports(program), header=header,
                 queries=min((max(1, _ATTENTION_ROWS * h.kv_heads // h.query_heads) for h in program.layers), default=1),
             ),
         ]
@@ -119,11 +124,11 @@ _TOP = """\
 _BOTTOM = """\
 static const aicc_program aicc_this_program = {{
     .about = {{
-        .abi_version = AICC_ABI_VERSION, .kind = AICC_DECODER, .name = "{name}", .isa = AICC_ISA,
+        .abi_version = AICC_ABI_VERSION, .kind = AICC_{kind}, .name = {name}, .isa = AICC_ISA,
         .weights_bytes = {weights_bytes}u, .weights_id = 0x{weights_id:016x}u,
         .vocab_size = {vocab}, .context_length = {context}, .layer_count = {layers},
         .page_tokens = AICC_LANES, .page_bytes = {page_bytes}u,
-        .max_batch_tokens = {tokens}, .max_batch_sequences = {tokens},
+        .max_batch_tokens = {tokens}, .max_batch_sequences = {tokens},{signatures}
     }},
     .steps = steps,
     .step_count = sizeof steps / sizeof steps[0],
@@ -131,11 +136,14 @@ static const aicc_program aicc_this_program = {{
     .scratch_bytes = {scratch_bytes}u,
     .partial_floats = {partial},
     .kv_heads = {kv_heads},
-    .queries_per_item = {queries},
+    .queries_per_item = {queries},{ports}
 }};
 
-#include "model.h"
+#include "{header}"
 """
+
+_SIGNATURES = """
+        .signature_count = 1, .signatures = signatures,"""
 
 
 def _constant_lines(constants: Constants, kv: str) -> list[str]:
@@ -145,19 +153,49 @@ def _constant_lines(constants: Constants, kv: str) -> list[str]:
         for w, name in constants.forms.items()
     ]
     return lines + [
-        f"static const aicc_heads {name} = {{{h.query_heads}, {h.kv_heads}, {h.head_dim}, AICC_{kv}, 1, {h.window}, "
-        f"{number(h.scale)}, {number(h.soft_cap)}}};"
+        f"static const aicc_heads {name} = {{{h.query_heads}, {h.kv_heads}, {h.head_dim}, AICC_{kv}, {int(h.causal)}, "
+        f"{h.window}, {number(h.scale)}, {number(h.soft_cap)}}};"
         for h, name in constants.heads.items()
     ]
 
 
+def _ports(program: Program) -> str:
+    if program.generates:
+        return ""
+    limits = ", ".join(str(port.limit) for port in program.inputs)
+    return f"\n    .mask_input = {program.mask},\n    .input_limits = {{{limits}}},"
+
+
+def _port_lines(program: Program) -> list[str]:
+    """The signature of a model of tensors."""
+    if program.generates:
+        return []
+
+    def table(name: str, kind: str, ports: list[Port]) -> str:
+        shapes = [
+            f"{{{text_literal(p.name)}, AICC_{kind}, {len(p.shape)}, {{{', '.join(map(str, p.shape))}}}}}"
+            for p in ports
+        ]
+        return f"static const aicc_port {name}[] = {{{', '.join(shapes)}}};"
+
+    counts = f"{len(program.inputs)}, {len(program.outputs)}"
+    return [
+        table("inputs", "I64", program.inputs),
+        table("outputs", "F32", program.outputs),
+        f'static const aicc_signature signatures[] = {{{{"default", {counts}, inputs, outputs}}}};',
+        "",
+    ]
+
+
 def _layers(program: Program, kv: str) -> tuple[list[int], int]:
-    """Where each layer's part of a page begins, and the bytes of a page."""
-    begins, end = [], 0
-    for heads in program.layers:
-        begins.append(end)
-        end += heads.kv_heads * heads.head_dim * LANES * 2 * (4 if kv == "F32" else 2)
-    return begins, end
+    """Where each layer's part of a page begins, and the bytes of a page.
+
+    Without decoding no layer needs the keys and values of another: all have the same place.
+    """
+    sizes = [h.kv_heads * h.head_dim * LANES * 2 * (4 if kv == "F32" else 2) for h in program.layers]
+    if not program.generates:
+        return [0] * len(sizes), max(sizes, default=0)
+    return [sum(sizes[:layer]) for layer in range(len(sizes))], sum(sizes)
 
 
 def _offset(place: Place, packer: Packer, buffers: dict[Value, int], layers: list[int]) -> int:

@@ -28,6 +28,7 @@ from aicc.targets.cpu.lowering.rows import (
     Quantise,
     Record,
     Resize,
+    Result,
     Rope,
     Select,
     Store,
@@ -95,7 +96,8 @@ class Step:
 def fuse(program: Program) -> list[Step]:
     """Steps in the order in which they run; changes the program."""
     _name_silu(program)
-    _select_rows(program)
+    if program.generates:
+        _select_rows(program)
     _quantise_inputs(program)
     _remove_unused(program)
     todo, steps, ready = list(program.ops), [], set()
@@ -183,7 +185,7 @@ def _unit(parts: list[Part], op: Op) -> int | None:
         if record.k != op.x.width:
             return None
         needed = record.group
-    elif not isinstance(op, Logits):
+    elif not isinstance(op, (Logits, Result)):
         return None
     if needed == 1:
         return math.lcm(*(p.unit for p in parts))

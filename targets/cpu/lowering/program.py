@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
-from aicc.compiler.importers import ImportedModel
 from aicc.compiler.lowering import Refusal
-from aicc.compiler.passes.attention_mask import attention_visibility
 from aicc.runtime.errors import UnsupportedError
 from aicc.targets.cpu.lowering import rows
 from aicc.targets.cpu.lowering.constants import (
@@ -37,72 +36,79 @@ _REMEDY = "Compile for another target, such as openvino:cpu or reference."
 class Refused(Exception):
     """A node that is no operation on rows."""
 
-    def __init__(self, node: ir.Node, reason: str) -> None:
+    def __init__(self, node: ir.Node | None, reason: str) -> None:
         super().__init__(reason)
-        name = node.name or str(node.outputs[0].name)
-        self.refusal = Refusal(name, f"{node.domain}.{node.op_type}".removeprefix("."), reason)
+        operator = "" if node is None else f"{node.domain}.{node.op_type}".removeprefix(".")
+        self.refusal = Refusal("the model itself" if node is None else _name(node), operator, reason)
 
 
-def build_program(imported: ImportedModel) -> Program:
-    """The row program of a decoder.
+class Builder(ABC):
+    """Makes a row program node by node; what begins and ends one is for a decoder or an encoder to say.
 
     Args:
-        imported: The optimised and quantised graph; no weight is read.
-
-    Raises:
-        UnsupportedError: Names the node that is no operation on rows.
+        model: The optimised and quantised graph; no weight is read.
+        program: An empty one.
     """
-    try:
-        return _Builder(imported).build()
-    except Refused as error:
-        found = error.refusal
-        raise UnsupportedError(
-            f"the cpu family cannot run {found.op} ({found.node}): {found.reason}.", _REMEDY
-        ) from error
 
-
-def find_refusals(imported: ImportedModel) -> list[Refusal]:
-    """What :func:`build_program` would refuse."""
-    try:
-        _Builder(imported).build()
-    except Refused as error:
-        return [error.refusal]
-    except UnsupportedError as error:
-        return [Refusal("", "", error.message.rstrip("."))]
-    return []
-
-
-class _Builder:
-    def __init__(self, imported: ImportedModel) -> None:
-        assert imported.llm is not None
-        self.model = imported.graph
-        self.context = imported.llm.context_length
-        self.program = Program(imported.llm.vocab_size, self.context)
-        self.visible = attention_visibility(self.model, self.context, caps=True)
+    def __init__(self, model: ir.Model, program: Program) -> None:
+        self.model = model
+        self.program = program
         self.made: dict[ir.Value, Value] = {}
         self.angles: dict[tuple[ir.Value, ir.Value], rows.Angles] = {}
 
     def build(self) -> Program:
-        logits = next(v for v in self.model.graph.outputs if v.name == "logits")
-        needed = _ancestors(logits)
-        for node in self.model.graph:  # sorted: what a node reads comes before it
-            if node in needed and self.takes_rows(node):
-                self.node(node)
-        if logits not in self.made:
-            raise Refused(logits.producer(), "the logits are not computed from rows of activations")
-        end = self.made[logits]
-        if end.width != self.program.vocab:
-            raise Refused(logits.producer(), f"the logits have {end.width} columns, not {self.program.vocab}")
-        self.program.ops.append(rows.Logits(logits.producer().name or "logits", None, end))
+        """The program.
+
+        Raises:
+            UnsupportedError: Names the node that is no operation on rows.
+        """
+        try:
+            self.operations()
+        except Refused as error:
+            found = error.refusal
+            raise UnsupportedError(
+                f"the cpu family cannot run {found.op} ({found.node}): {found.reason}.", _REMEDY
+            ) from error
         return self.program
 
-    def takes_rows(self, node: ir.Node) -> bool:
-        """Whether a node computes activations, and not a mask, a position or a constant."""
-        if any(v is not None and v in self.made for v in node.inputs):
-            return True
-        return node.op_type == "Gather" and node.inputs[1] is not None and node.inputs[1].name == "input_ids"
+    def refusals(self) -> list[Refusal]:
+        """What :meth:`build` would refuse."""
+        try:
+            self.operations()
+        except Refused as error:
+            return [error.refusal]
+        except UnsupportedError as error:
+            return [Refusal("", "", error.message.rstrip("."))]
+        return []
 
-    def node(self, node: ir.Node) -> None:
+    @abstractmethod
+    def operations(self) -> None:
+        """Fill the program.
+
+        Raises:
+            Refused: A node is no operation on rows.
+        """
+
+    @abstractmethod
+    def begins(self, node: ir.Node) -> bool:
+        """Whether a node makes activations of something else."""
+
+    @abstractmethod
+    def looked_up(self, node: ir.Node) -> tuple[Matrix, int | None]:
+        """The table of a ``Gather``, and the input that says which of its rows; None if the position does."""
+
+    @abstractmethod
+    def visible(self, node: ir.Node) -> tuple[bool, int]:
+        """Whether an ``Attention`` is causal, and its window, 0 if there is none."""
+
+    def compute(self, results: list[ir.Value]) -> None:
+        """Everything that leads to some values of the graph."""
+        needed = {node for value in results for node in _ancestors(value)}
+        for node in self.model.graph:  # sorted: what a node reads comes before it
+            if node in needed and (any(v is not None and v in self.made for v in node.inputs) or self.begins(node)):
+                self._node(node)
+
+    def _node(self, node: ir.Node) -> None:
         if node.op_type in _SAME or (node.op_type == "Cast" and node.outputs[0].dtype == ir.DataType.FLOAT):
             self.made[node.outputs[0]] = self.made[node.inputs[0]]
             return
@@ -111,18 +117,18 @@ class _Builder:
             raise Refused(node, "it has no kernel for rows of activations")
         handler(self, node)
 
-    def add(self, node: ir.Node, kind: type[rows.Op], width: int, *parts: object) -> Value:
+    def _add(self, node: ir.Node, kind: type[rows.Op], width: int, *parts: object) -> Value:
         value = Value(_short(node), width)
         self.program.ops.append(kind(_name(node), value, *parts))
         return value
 
-    def put(self, node: ir.Node, value: Value) -> None:
+    def _put(self, node: ir.Node, value: Value) -> None:
         width = _width(node.outputs[0])
         if width is not None and width != value.width:
             raise Refused(node, f"its result has {width} columns where {value.width} were computed")
         self.made[node.outputs[0]] = value
 
-    def row(self, node: ir.Node, index: int = 0) -> Value:
+    def _row(self, node: ir.Node, index: int = 0) -> Value:
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is None or value not in self.made:
             raise Refused(node, f"its input {index} is not a row of activations")
@@ -130,14 +136,14 @@ class _Builder:
 
     # Operators
 
-    def gather(self, node: ir.Node) -> None:
+    def _gather(self, node: ir.Node) -> None:
         if node.attributes.get_int("axis", 0) != 0:
             raise Refused(node, "only rows can be looked up")
-        table = self.matrix(node, node.inputs[0])
-        self.put(node, self.add(node, rows.Embed, table.columns, table))
+        table, number = self.looked_up(node)
+        self._put(node, self._add(node, rows.Embed, table.columns, table, number))
 
-    def matmul(self, node: ir.Node) -> None:
-        x, weight = self.row(node), node.inputs[1]
+    def _matmul(self, node: ir.Node) -> None:
+        x, weight = self._row(node), node.inputs[1]
         if not is_constant(weight):
             raise Refused(node, "it multiplies two activations outside of an Attention")
         producer = weight.producer()
@@ -149,9 +155,10 @@ class _Builder:
             matrix = self.matrix(node, weight, transposed=True)
         if matrix.columns != x.width:
             raise Refused(node, f"the weight takes {matrix.columns} columns and gets {x.width}")
-        self.put(node, self.add(node, rows.Linear, matrix.rows, x, matrix))
+        self._put(node, self._add(node, rows.Linear, matrix.rows, x, matrix))
 
     def matrix(self, node: ir.Node, value: ir.Value, transposed: bool = False) -> Matrix:
+        """The weight matrix that a node's input is."""
         blockwise = match_blockwise(value)
         if blockwise is None:
             stored = stored_float(value)
@@ -166,18 +173,18 @@ class _Builder:
                 raise Refused(node, f"its weight is quantised in groups of {blockwise.group_size}")
         return Matrix(value, *((second, first) if transposed else (first, second)), transposed=transposed)
 
-    def norm(self, node: ir.Node) -> None:
-        x, layer = self.row(node), node.op_type == "LayerNormalization"
-        shape = node.inputs[0].shape
+    def _norm(self, node: ir.Node) -> None:
+        x, layer = self._row(node), node.op_type == "LayerNormalization"
+        shape = _shape(node)
         if node.attributes.get_int("axis", -1) not in (-1, len(shape) - 1) or not isinstance(shape[-1], int):
             raise Refused(node, "it normalises more than the last dimension")
         size = int(shape[-1])
-        weight = self.vector(node, node.inputs[1], size)
-        bias = self.vector(node, node.inputs[2], size) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+        weight = self._vector(node, node.inputs[1], size)
+        bias = self._vector(node, node.inputs[2], size) if len(node.inputs) > 2 and node.inputs[2] is not None else None
         epsilon = node.attributes.get_float("epsilon", 1e-5)
-        self.put(node, self.add(node, rows.Norm, x.width, x, size, len(shape) > 3, layer, weight, bias, epsilon))
+        self._put(node, self._add(node, rows.Norm, x.width, x, size, len(shape) > 3, layer, weight, bias, epsilon))
 
-    def vector(self, node: ir.Node, value: ir.Value | None, width: int) -> Vector:
+    def _vector(self, node: ir.Node, value: ir.Value | None, width: int) -> Vector:
         """A constant of ``width`` elements, repeated if it is for each head."""
         size = constant_size(value) if is_vector(value) else None
         if not size or width % size:
@@ -186,22 +193,22 @@ class _Builder:
             str(value.name), width, lambda: np.tile(read_constant(value).astype(np.float32).reshape(-1), width // size)
         )
 
-    def rotary(self, node: ir.Node) -> None:
-        x = self.row(node)
-        if len(node.inputs[0].shape) != 3 or (len(node.inputs) > 3 and node.inputs[3] is not None):
+    def _rotary(self, node: ir.Node) -> None:
+        x = self._row(node)
+        if len(_shape(node)) != 3 or (len(node.inputs) > 3 and node.inputs[3] is not None):
             raise Refused(node, "it must have heads side by side, and its angles already looked up")
         heads = node.attributes.get_int("num_heads", 0)
         if heads < 1 or x.width % heads:
             raise Refused(node, f"{x.width} columns are not {heads} heads")
         head_dim = x.width // heads
         rotary = node.attributes.get_int("rotary_embedding_dim", 0) or head_dim
-        angles = self.table(node, node.inputs[1], node.inputs[2])
+        angles = self._table(node, node.inputs[1], node.inputs[2])
         if 2 * angles.half != rotary:
             raise Refused(node, f"it has {angles.half} angles for {rotary} columns")
         interleaved = bool(node.attributes.get_int("interleaved", 0))
-        self.put(node, self.add(node, rows.Rope, x.width, x, head_dim, rotary, interleaved, angles))
+        self._put(node, self._add(node, rows.Rope, x.width, x, head_dim, rotary, interleaved, angles))
 
-    def table(self, node: ir.Node, cosine: ir.Value, sine: ir.Value) -> rows.Angles:
+    def _table(self, node: ir.Node, cosine: ir.Value, sine: ir.Value) -> rows.Angles:
         if (cosine, sine) in self.angles:
             return self.angles[cosine, sine]
         tables = []
@@ -209,7 +216,7 @@ class _Builder:
             gather = value.producer()
             if gather is None or gather.op_type != "Gather" or not is_vector(gather.inputs[0]):
                 raise Refused(node, "its angles are not looked up in a constant table")
-            index = positions_read(self.model, gather.inputs[1], self.context)
+            index = positions_read(self.model, gather.inputs[1], self.program.context)
             if index is None or int(index.max()) >= int(gather.inputs[0].shape[0]):
                 raise Refused(node, "which angles it uses depends on more than the position of a token")
             tables.append((gather.inputs[0], index))
@@ -218,18 +225,18 @@ class _Builder:
         def read() -> np.ndarray:
             return np.stack([read_constant(table)[index].astype(np.float32) for table, index in tables])
 
-        made = rows.Angles(str(tables[0][0].name), self.context, half, read)
+        made = rows.Angles(str(tables[0][0].name), self.program.context, half, read)
         return self.angles.setdefault((cosine, sine), made)
 
-    def reshape(self, node: ir.Node) -> None:
+    def _reshape(self, node: ir.Node) -> None:
         """Heads side by side or apart are the same row."""
-        source, shape = self.row(node), node.outputs[0].shape
+        source, shape = self._row(node), node.outputs[0].shape
         if shape is None or _width(node.outputs[0]) != source.width or isinstance(shape[1], int):
             raise Refused(node, "it moves values between rows")
         self.made[node.outputs[0]] = source
 
-    def split(self, node: ir.Node) -> None:
-        x, rank = self.row(node), len(node.inputs[0].shape)
+    def _split(self, node: ir.Node) -> None:
+        x, rank = self._row(node), len(_shape(node))
         if rank != 3 or node.attributes.get_int("axis", 0) not in (-1, rank - 1):
             raise Refused(node, "it splits something else than columns")
         begin = 0
@@ -237,19 +244,19 @@ class _Builder:
             width = _width(output)
             if width is None:
                 raise Refused(node, "the columns of its parts are not known")
-            self.made[output] = self.columns(node, x, begin, width)
+            self.made[output] = self._columns(node, x, begin, width)
             begin += width
 
-    def columns(self, node: ir.Node, x: Value, begin: int, width: int) -> Value:
+    def _columns(self, node: ir.Node, x: Value, begin: int, width: int) -> Value:
         """Some columns: of a product, the product with some rows of its weight."""
         maker = next(op for op in self.program.ops if op.output is x)
         if isinstance(maker, rows.Linear):
             part = rows.Linear(maker.node, Value(_short(node), width), maker.x, maker.matrix.part(begin, width))
             self.program.ops.append(part)
             return part.output
-        return self.add(node, rows.Slice, width, x, begin)
+        return self._add(node, rows.Slice, width, x, begin)
 
-    def elementwise(self, node: ir.Node) -> None:
+    def _elementwise(self, node: ir.Node) -> None:
         function = node.op_type
         if function == "Gelu" and node.attributes.get_string("approximate", "none") == "tanh":
             function = "GeluTanh"
@@ -257,7 +264,7 @@ class _Builder:
         operands: list[Value | Vector | float] = []
         for index, value in enumerate(node.inputs):
             if value in self.made:
-                operands.append(self.row(node, index))
+                operands.append(self._row(node, index))
                 if operands[-1].width != width:
                     raise Refused(node, "it combines rows of different widths")
             elif (number := read_number(value)) is not None:
@@ -265,43 +272,44 @@ class _Builder:
                     raise Refused(node, f"its operand is {number}")
                 operands.append(number)
             else:
-                operands.append(self.vector(node, value, width))
-        self.put(node, self.add(node, rows.Elementwise, width, function, tuple(operands)))
+                operands.append(self._vector(node, value, width))
+        self._put(node, self._add(node, rows.Elementwise, width, function, tuple(operands)))
 
-    def attention(self, node: ir.Node) -> None:
+    def _attention(self, node: ir.Node) -> None:
         attributes = node.attributes
         query_heads, kv_heads = attributes.get_int("q_num_heads", 0), attributes.get_int("kv_num_heads", 0)
-        parts = [self.row(node, i) for i in range(3)]
+        parts = [self._row(node, i) for i in range(3)]
         if not query_heads or not kv_heads or query_heads % kv_heads or parts[0].width % query_heads:
             raise Refused(node, "its heads are not stated, or query heads are not shared evenly")
         size = parts[0].width // query_heads
         if any(part.width != kv_heads * size for part in parts[1:]):
             raise Refused(node, "its keys and values have heads of another size than its queries")
-        if node.name not in self.visible or any(o is not None and _used(o) for o in node.outputs[1:]):
+        if any(o is not None and _used(o) for o in node.outputs[1:]):
             raise Refused(node, "its results other than the output are used")
+        causal, window = self.visible(node)
         head_dim = align(size, LANES)
         heads = rows.Heads(
             query_heads, kv_heads, head_dim, attributes.get_float("scale", 0.0) or 1 / math.sqrt(size),
-            attributes.get_float("softcap", 0.0), self.visible[node.name].window,
+            attributes.get_float("softcap", 0.0), window, causal,
         )  # fmt: skip
         layer = len(self.program.layers)
         self.program.layers.append(heads)
         if head_dim != size:  # kernels take heads in whole vectors
-            parts = [self.add(node, rows.Resize, p.width // size * head_dim, p, size, head_dim) for p in parts]
+            parts = [self._add(node, rows.Resize, p.width // size * head_dim, p, size, head_dim) for p in parts]
         query, key, value = parts
         self.program.ops.append(rows.Store(_name(node), None, key, layer, heads, True))
         self.program.ops.append(rows.Store(_name(node), None, value, layer, heads, False))
-        out = self.add(node, rows.Attend, query_heads * head_dim, query, layer, heads)
+        out = self._add(node, rows.Attend, query_heads * head_dim, query, layer, heads)
         if head_dim != size:
-            out = self.add(node, rows.Resize, query_heads * size, out, head_dim, size)
-        self.put(node, out)
+            out = self._add(node, rows.Resize, query_heads * size, out, head_dim, size)
+        self._put(node, out)
 
 
-_HANDLERS: dict[str, Callable[[_Builder, ir.Node], None]] = {
-    "Gather": _Builder.gather, "MatMul": _Builder.matmul, "RMSNormalization": _Builder.norm,
-    "LayerNormalization": _Builder.norm, "RotaryEmbedding": _Builder.rotary, "Attention": _Builder.attention,
-    "Reshape": _Builder.reshape, "Split": _Builder.split,
-} | {name: _Builder.elementwise for name in ELEMENTWISE if name not in ("Silu", "GeluTanh")}  # fmt: skip
+_HANDLERS: dict[str, Callable[[Builder, ir.Node], None]] = {
+    "Gather": Builder._gather, "MatMul": Builder._matmul, "RMSNormalization": Builder._norm,
+    "LayerNormalization": Builder._norm, "RotaryEmbedding": Builder._rotary, "Attention": Builder._attention,
+    "Reshape": Builder._reshape, "Split": Builder._split,
+} | {name: Builder._elementwise for name in ELEMENTWISE if name not in ("Silu", "GeluTanh")}  # fmt: skip
 
 
 def _ancestors(value: ir.Value) -> set[ir.Node]:
@@ -313,6 +321,13 @@ def _ancestors(value: ir.Value) -> set[ir.Node]:
             found.add(node)
             todo += [v for v in node.inputs if v is not None]
     return found
+
+
+def _shape(node: ir.Node) -> ir.Shape:
+    """Of its first input."""
+    if node.inputs[0].shape is None:
+        raise Refused(node, "the shape of its input is not known")
+    return node.inputs[0].shape
 
 
 def _width(value: ir.Value) -> int | None:

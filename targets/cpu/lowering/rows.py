@@ -70,6 +70,7 @@ class Heads:
     scale: float
     soft_cap: float
     window: int
+    causal: bool = True
 
 
 @dataclass(eq=False, slots=True)
@@ -91,9 +92,14 @@ class Op:
 
 @dataclass(eq=False, slots=True)
 class Embed(Op):
-    """Row ``token`` of a table."""
+    """A row of a table for each token.
+
+    Attributes:
+        input: Number of the input that says which row; None if it is the token's position.
+    """
 
     table: Matrix
+    input: int | None = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -190,7 +196,29 @@ class Attend(_Unary):
 
 @dataclass(eq=False, slots=True)
 class Logits(_Unary):
-    """The result."""
+    """The result of a decoder."""
+
+
+@dataclass(eq=False, slots=True)
+class Result(_Unary):
+    """One of the outputs of a model of tensors."""
+
+    number: int
+
+
+@dataclass(slots=True)
+class Port:
+    """An input or output of a model of tensors.
+
+    Attributes:
+        name: As the graph calls it.
+        shape: Its sizes, -1 where they vary.
+        limit: Numbers in an input must be below it; 0 if they may be any.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    limit: int = 0
 
 
 @dataclass(slots=True)
@@ -198,19 +226,30 @@ class Program:
     """A whole model.
 
     Attributes:
+        vocab: Columns of the logits; 0 without.
+        context: Positions a sequence may have.
         ops: In an order in which they can run.
         layers: Attentions, in the order of :attr:`Store.layer`.
-        vocab: Columns of the logits.
-        context: Positions a sequence may have.
+        inputs: Of a model of tensors, and so are the following.
+        outputs: In the order of :attr:`Result.number`.
+        mask: Number of the input that hides tokens where it is 0; -1 if none does.
     """
 
     vocab: int
     context: int
     ops: list[Op] = field(default_factory=list)
     layers: list[Heads] = field(default_factory=list)
+    inputs: list[Port] = field(default_factory=list)
+    outputs: list[Port] = field(default_factory=list)
+    mask: int = -1
+
+    @property
+    def generates(self) -> bool:
+        """Whether it is a decoder, whose keys and values are kept from step to step."""
+        return not self.outputs
 
 
 __all__ = [
-    "Angles", "Attend", "Elementwise", "Embed", "Form", "Heads", "Linear", "Logits", "Matrix", "Norm", "Op", "Program",
-    "Quantise", "Record", "Resize", "Rope", "Select", "Slice", "Store", "Value", "Vector",
+    "Angles", "Attend", "Elementwise", "Embed", "Form", "Heads", "Linear", "Logits", "Matrix", "Norm", "Op", "Port",
+    "Program", "Quantise", "Record", "Resize", "Result", "Rope", "Select", "Slice", "Store", "Value", "Vector",
 ]  # fmt: skip
