@@ -61,8 +61,9 @@ def _cell(outcomes: list[Outcome]) -> str:
 
 def _notes(target: Target) -> list[str]:
     reasons = {entry["reason"] for entry in known(target.name).values()}
-    if len(reasons) == 1 and len(known(target.name)) == len(all_cases()):
-        return ["", f"## `{_label(target)}`", "", f"Every case: refused, {reasons.pop()}."]
+    left = len(all_cases()) - len(known(target.name))
+    if len(reasons) == 1 and left < len(all_cases()) // 2:
+        return ["", f"## `{_label(target)}`", "", f"Every case but {left}: refused, {reasons.pop()}."]
     listed: list[Case] = [case for case in all_cases() if case.name in known(target.name)]
     if not listed:
         return []
