@@ -169,6 +169,13 @@ def check(model: str, target: str, quant: str, group_size: int | None, importer:
 @click.option(
     "--stop-after", type=click.Choice(PHASES), metavar="PHASE", help=f"Last phase to run: {', '.join(PHASES)}."
 )
+@click.option(
+    "--graph/--no-graph",
+    default=None,
+    help="Keep the portable graph, from which the artifact can be compiled for other chips without its source. "
+    "[default: keep it, but for targets that store the weights in a layout of their own, as cpu does: all weights "
+    "would be there twice]",
+)
 @click.option("--measure/--no-measure", default=True, help="Measure what quality compiling cost. [default: measure]")
 @click.option(
     "--max-kl",
@@ -186,6 +193,7 @@ def compile_command(
     output: Path | None,
     dump_graph: Path | None,
     stop_after: str | None,
+    graph: bool | None,
     measure: bool,
     max_kl: float | None,
     as_json: bool,
@@ -217,6 +225,7 @@ def compile_command(
                 importer=importer,
                 dump_graph=dump_graph,
                 stop_after=stop_after,
+                graph=graph,
                 measure=measure,
                 max_kl=max_kl,
                 progress=progress,

@@ -72,7 +72,7 @@ def _print(document: InspectDocument) -> None:
     if document.report is not None and document.report.importer:
         rows.append(("importer", document.report.importer))
     if not document.portable:
-        rows.append(("graph", "no portable one: only the family it was compiled for runs it"))
+        rows.append(("graph", "no portable one: other targets are compiled from the source"))
     if len(manifest.variants) > 1:
         rows.append(("loads here", f"{document.default}, unless --device asks for another"))
     rows.append(("made by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())))

@@ -44,7 +44,7 @@ class InspectDocument(msgspec.Struct):
         report: The compile report, as docs/artifact-format.md describes it; null if there is none.
         devices: Where this machine can run it.
         default: The variant that is loaded here unless another is asked for.
-        portable: Whether it holds the portable graph; one whose source was no ONNX runs on its own family only.
+        portable: Whether it holds the portable graph; without, other targets are compiled from the source.
         verified: True if every file was hashed and matches (``--verify``), null if that was not asked.
     """
 

@@ -61,7 +61,7 @@ def load_graph(artifact: Artifact) -> ir.Model:
     """
     if not artifact.has(GRAPH_PATH):
         raise UsageError(
-            f"{artifact.path} has no portable graph: its source came in a form that is not ONNX.",
+            f"{artifact.path} has no portable graph: it was compiled without, or its source was not ONNX.",
             "Compile the source itself for the target you want.",
         )
     path = artifact.file(GRAPH_PATH)

@@ -47,6 +47,7 @@ def compile_model(
     importer: str = "auto",
     dump_graph: Path | None = None,
     stop_after: str | None = None,
+    graph: bool | None = None,
     measure: bool = True,
     max_kl: float | None = None,
     progress: Progress = lambda phase, message: None,
@@ -62,6 +63,8 @@ def compile_model(
         importer: ``auto``, ``mobius`` or ``optimum``.
         dump_graph: Folder that gets the graph as text after each phase, weights left out.
         stop_after: Last phase to run.
+        graph: Whether the artifact keeps the portable graph, from which it can be compiled for other targets; None
+            keeps it unless the target has the weights in a layout of its own.
         measure: Whether to measure a decoder's quality against its source.
         max_kl: Refuse an artifact whose mean KL divergence is above this.
         progress: Told the phase and what is being done.
@@ -121,7 +124,7 @@ def compile_model(
         if finished("lower", imported):
             return report
         with _phase(report, "package", progress, "writing the artifact"):
-            if imported.exported is None:
+            if _keeps_graph(graph, imported, target, lowered):
                 writer.write_graph(imported.graph)
             if imported.tokenizer_json is not None:
                 writer.write_tokenizer(imported.tokenizer_json, imported.chat_template, imported.tokenizer_config)
@@ -146,6 +149,21 @@ def _phase(report: CompileReport, name: str, progress: Progress, message: str) -
     yield record
     record.seconds = time.perf_counter() - started
     record.peak_rss_bytes = peak_rss_bytes()
+
+
+def _keeps_graph(asked: bool | None, imported: ImportedModel, target: Target, lowered: LoweredVariant) -> bool:
+    """Whether the portable graph goes into the artifact.
+
+    Raises:
+        UsageError: It was asked for and there is none, or not wanted and is all there would be.
+    """
+    if imported.exported is not None:
+        if asked:
+            raise UsageError(f"{imported.importer} gives no portable graph to keep.", "Leave --graph out.")
+        return False
+    if asked is False and not lowered.files:
+        raise UsageError(f"{target.name} runs the portable graph itself.", "Leave --no-graph out.")
+    return not target.repacks_weights if asked is None else asked
 
 
 def _named(passes: list[PassRecord], target: str) -> list[PassRecord]:

@@ -76,6 +76,8 @@ class Target:
         shapes: Whether tensors may have sizes known only at run time.
         alignment: Bytes each weight is aligned to.
         memory_bytes: Memory of the device, None if it is the host's.
+        repacks_weights: Whether its executables have the weights in a layout of their own, so that the portable
+            graph would be a second copy of them; it is then kept only when asked for.
         merges_projections: Whether one wide product is better than several that share an input.
         architecture: What :mod:`platform` calls the processor that the code is made for; empty if any.
         instruction_sets: Those of :data:`aicc.runtime.machine.INSTRUCTION_SETS` the code uses.
@@ -97,6 +99,7 @@ class Target:
     shapes: Literal["dynamic", "static"] = "dynamic"
     alignment: int = 64
     memory_bytes: int | None = None
+    repacks_weights: bool = False
     merges_projections: bool = False
     architecture: str = ""
     instruction_sets: tuple[str, ...] = ()

@@ -265,7 +265,7 @@ def contents(document: InspectDocument) -> Html:
     made = [(name, version) for name, version in manifest.producer.items()]
     made += [(f"source sha256 ({manifest.source.kind})", h("code", manifest.source.sha256))]
     made += [("importer", document.report.importer)] if document.report and document.report.importer else []
-    made += [] if document.portable else [("portable graph", "none: only the family it was compiled for runs it")]
+    made += [] if document.portable else [("portable graph", "none: other targets are compiled from the source")]
     made += [("source revision", manifest.source.revision)] if manifest.source.revision else []
     checked = {True: "All files were hashed and match.", None: "Hashes were not checked (--verify does)."}
     return h(

@@ -15,7 +15,7 @@ from aicc.compiler.importers import IMPORTERS
 from aicc.compiler.models import MODELS
 from aicc.compiler.pipeline import PHASES
 from aicc.compiler.quantization.policy import QUANTS
-from aicc.runtime.artifact import Artifact
+from aicc.runtime.artifact import GRAPH_PATH, Artifact
 
 
 def test_the_choices_are_the_compilers():
@@ -38,6 +38,16 @@ def test_compile_prints_the_artifact_and_says_on_stderr_what_it_did(aicc: Run, o
     for phase in ("import", "optimize", "quantize", "lower", "package"):
         assert f"{phase}: " in done.err
     assert Artifact.open(tmp_path / "made.aicc").manifest.variants[0].target == "reference:cpu"
+
+
+def test_a_graph_that_is_not_wanted_is_left_out_and_one_that_is_all_there_is_is_not(
+    aicc: Run, onnx_file: Path, tmp_path: Path
+):
+    assert aicc("compile", onnx_file, "-o", tmp_path / "lean.aicc", "--no-graph").code == 0
+    assert not Artifact.open(tmp_path / "lean.aicc").has(GRAPH_PATH)
+    done = aicc("compile", onnx_file, "-o", tmp_path / "none.aicc", "--no-graph", "--target", "reference")
+    assert (done.code, (tmp_path / "none.aicc").exists()) == (2, False)
+    assert "reference:cpu runs the portable graph itself" in done.err
 
 
 def test_the_object_of_a_compile_is_the_report_with_its_times(aicc: Run, onnx_file: Path, tmp_path: Path):

@@ -9,10 +9,11 @@ import msgspec
 import pytest
 
 from aicc.compiler.check import check_model
+from aicc.compiler.graph_file import load_graph
 from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
 from aicc.runtime import Artifact, Model, load
-from aicc.runtime.artifact import WEIGHTS_PATH
+from aicc.runtime.artifact import GRAPH_PATH, WEIGHTS_PATH
 from aicc.runtime.errors import MismatchError, UsageError
 from aicc.runtime.machine import processor
 from aicc.runtime.manifest import encode_manifest
@@ -122,3 +123,17 @@ def test_targets_that_would_not_have_the_same_weights_do_not_share_an_artifact(n
 def test_a_name_in_the_list_that_is_no_target_is_refused(names: str) -> None:
     with pytest.raises(UsageError, match="no target"):
         find_targets(names)
+
+
+def test_weights_are_stored_once_and_the_portable_graph_is_kept_only_when_asked_for(
+    several: Path, source: Source, tmp_path: Path
+) -> None:
+    compile_model(source, "cpu", tmp_path / "with.aicc", quant="int8", graph=True)
+    assert len(list(load_graph(Artifact.open(tmp_path / "with.aicc")).graph)) > 0
+    assert not Artifact.open(several).has(GRAPH_PATH)
+    with pytest.raises(UsageError, match="no portable graph"):
+        load_graph(Artifact.open(several))
+    sizes = [(path / WEIGHTS_PATH).stat().st_size for path in (several, tmp_path / "with.aicc")]
+    assert sizes[1] > 1.5 * sizes[0]
+    assert "no portable one" in run_aicc("inspect", several).out
+    assert "no portable one" not in run_aicc("inspect", tmp_path / "with.aicc").out
