@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 DEFAULT_TARGET = "openvino:cpu"  # runs wherever the project's own tests do
 # As the compiler has them, which --help cannot afford to import.
 QUANTS = ("auto", "fp32", "fp16", "int8", "int4")
+KVS = ("auto", "fp32", "fp16", "int8")
 IMPORTERS = ("auto", "mobius", "optimum")
 PHASES = ("import", "optimize", "quantize", "lower", "package")
 
@@ -71,6 +72,14 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Weights that share a scale, for int8 and int4. Smaller is closer to the source and larger on disk.",
         ),
         click.option(
+            "--kv",
+            type=click.Choice(KVS),
+            default="auto",
+            show_default=True,
+            help="Number format of a decoder's KV cache. auto is the target's own choice; int8 has a scale for each "
+            "head and token.",
+        ),
+        click.option(
             "--importer",
             type=click.Choice(IMPORTERS),
             default="auto",
@@ -107,7 +116,7 @@ def pull(name: str | None) -> None:
 @click.argument("model")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def check(model: str, target: str, quant: str, group_size: int | None, importer: str, as_json: bool) -> None:
+def check(model: str, target: str, quant: str, group_size: int | None, kv: str, importer: str, as_json: bool) -> None:
     """Tell whether MODEL can be compiled for a target and fits this machine, without reading its weights.
 
     MODEL is what `aicc compile` takes. Only headers are read, so this is quick for any size. Exits
@@ -130,6 +139,7 @@ def check(model: str, target: str, quant: str, group_size: int | None, importer:
                 quant=quant,  # type: ignore[arg-type]
                 group_size=group_size,
                 importer=importer,
+                kv=kv,
             )
     if as_json:
         print_json(report)
@@ -189,6 +199,7 @@ def compile_command(
     target: str,
     quant: str,
     group_size: int | None,
+    kv: str,
     importer: str,
     output: Path | None,
     dump_graph: Path | None,
@@ -225,6 +236,7 @@ def compile_command(
                 importer=importer,
                 dump_graph=dump_graph,
                 stop_after=stop_after,
+                kv=kv,
                 graph=graph,
                 measure=measure,
                 max_kl=max_kl,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from aicc.compiler.coverage import refused_operators, weight_bytes_per_token
-from aicc.compiler.facts import activation_bytes, kv_bytes_per_token, kv_dtype, weight_layers
+from aicc.compiler.facts import activation_bytes, check_kv_choice, kv_bytes_per_token, kv_dtype, weight_layers
 from aicc.compiler.importers import ImportedModel, Source, preview_model
 from aicc.compiler.lowering import Refusal
 from aicc.compiler.optimize import optimize
@@ -73,6 +73,7 @@ def check_model(
     quant: Quant = "auto",
     group_size: int | None = None,
     importer: str = "auto",
+    kv: str = "auto",
 ) -> CheckReport:
     """Look at a model as a compile would, without reading a weight.
 
@@ -82,6 +83,7 @@ def check_model(
         quant: Weight format, as for a compile.
         group_size: Values that share a scale, as for a compile.
         importer: As for a compile.
+        kv: As for a compile.
 
     Raises:
         UnsupportedError: The model cannot be imported at all.
@@ -89,8 +91,9 @@ def check_model(
         UsageError: The options make no sense for the target.
     """
     targets = (targets,) if isinstance(targets, Target) else targets
-    target = targets[0]
+    target = targets[0].with_kv(kv)
     imported = preview_model(source, importer, target)
+    check_kv_choice(imported.kind, kv)
     optimize(imported, target)
     quantization = quantize(imported, target, quant, group_size)
     graph, llm = imported.graph, imported.llm

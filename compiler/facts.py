@@ -13,15 +13,15 @@ from aicc.compiler.graph_file import INLINE_BYTES
 from aicc.compiler.quantization.blockwise import match_blockwise
 from aicc.compiler.report import LayerRecord
 from aicc.runtime.artifact import LlmFacts, Signature, TensorSpec
-from aicc.runtime.errors import UnsupportedError
+from aicc.runtime.errors import UnsupportedError, UsageError
 from aicc.runtime.manifest import DtypeName
 from aicc.runtime.target import Target
 
-_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
+_BYTES = {"float32": 4, "float16": 2, "uint8": 1, "int8": 1}
 _SMALL_BYTES = 16_384  # weights without a layer's number in their name are told apart from here on
 _BATCH_TOKENS = 512  # tokens a symbolic dimension is taken to have, as in one chunk of a prefill
 _LIVE_TENSORS = 4  # intermediate tensors of the largest size alive at the same time
-_SCALE_BYTES = 8  # scale and zero point of a quantised cache row, float32 each
+_SCALE_BYTES = {"uint8": 8, "int8": 4}  # of a quantised cache row: a float32 scale, and uint8 has a zero point too
 
 
 def graph_signatures(model: ir.Model) -> dict[str, Signature]:
@@ -73,6 +73,20 @@ def kv_dtype(model: ir.Model, target: Target) -> str:
     return target.kv_dtypes[0]
 
 
+def check_kv_choice(kind: str, kv: str) -> None:
+    """Refuse a choice of the KV cache that would have no effect.
+
+    Args:
+        kind: Of the model.
+        kv: What was asked for.
+
+    Raises:
+        UsageError: The model is no decoder.
+    """
+    if kv != "auto" and kind != "decoder":
+        raise UsageError("only decoders have a KV cache.", "Leave --kv out.")
+
+
 def kv_bytes_per_token(llm: LlmFacts, dtype: str) -> int:
     """Bytes each cached token takes over all layers, keys and values.
 
@@ -80,7 +94,7 @@ def kv_bytes_per_token(llm: LlmFacts, dtype: str) -> int:
         llm: Layers, KV heads and head size.
         dtype: Type of the cache, see :func:`kv_dtype`.
     """
-    row = llm.head_dim * _BYTES[dtype] + (_SCALE_BYTES if dtype == "uint8" else 0)
+    row = llm.head_dim * _BYTES[dtype] + _SCALE_BYTES.get(dtype, 0)
     return 2 * llm.layers * llm.kv_heads * row
 
 

@@ -13,7 +13,14 @@ import msgspec
 import onnx_ir as ir
 
 from aicc.compiler.evaluate import measure_quality
-from aicc.compiler.facts import activation_bytes, graph_signatures, kv_bytes_per_token, kv_dtype, weight_layers
+from aicc.compiler.facts import (
+    activation_bytes,
+    check_kv_choice,
+    graph_signatures,
+    kv_bytes_per_token,
+    kv_dtype,
+    weight_layers,
+)
 from aicc.compiler.importers import ImportedModel, Source, import_model
 from aicc.compiler.lowering import LoweredVariant
 from aicc.compiler.memory import memory_bounded
@@ -47,6 +54,7 @@ def compile_model(
     importer: str = "auto",
     dump_graph: Path | None = None,
     stop_after: str | None = None,
+    kv: str = "auto",
     graph: bool | None = None,
     measure: bool = True,
     max_kl: float | None = None,
@@ -63,6 +71,8 @@ def compile_model(
         importer: ``auto``, ``mobius`` or ``optimum``.
         dump_graph: Folder that gets the graph as text after each phase, weights left out.
         stop_after: Last phase to run.
+        kv: Number format of a decoder's KV cache: ``auto`` is the target's first choice, or one of
+            :data:`aicc.runtime.target.KV_KINDS`.
         graph: Whether the artifact keeps the portable graph, from which it can be compiled for other targets; None
             keeps it unless the target has the weights in a layout of its own.
         measure: Whether to measure a decoder's quality against its source.
@@ -76,6 +86,7 @@ def compile_model(
         AiccError: Any of its kinds; nothing is left at ``output`` then.
     """
     targets = find_targets(target) if isinstance(target, str) else (target,) if isinstance(target, Target) else target
+    targets = tuple(each.with_kv(kv) for each in targets)
     target = targets[0]
     if target.lowering is None:
         raise UsageError(f"nothing is compiled for {target.name}.", "Choose a target that `aicc targets` can compile.")
@@ -95,6 +106,7 @@ def compile_model(
         report.notes = imported.notes  # later phases add to them
         if imported.chat_template is not None:
             report.notes += check_template(imported.chat_template, imported.tokenizer_config)
+    check_kv_choice(imported.kind, kv)
     if finished("import", imported):
         return report
     original = imported.graph.clone()  # shares the lazy weights: what quality is measured against

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from types import MappingProxyType
@@ -20,6 +20,8 @@ from aicc.runtime.errors import UsageError
 from aicc.runtime.machine import Processor, processor
 
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
+# What users choose the KV cache by → types of it; both of 8 bits have a scale for each head and token.
+KV_KINDS = {"fp32": ("float32",), "fp16": ("float16",), "int8": ("int8", "uint8")}
 OpRule = Literal["native", "decompose", "refuse"]
 Evidence = Literal["runs", "emulated", "compiled", "prepared"]
 # What decides the graph that is lowered: variants of one artifact have it in common.
@@ -119,6 +121,25 @@ class Target:
     def name(self) -> str:
         """``family:variant``, as on the command line and in manifests."""
         return f"{self.family}:{self.variant}"
+
+    def with_kv(self, kind: str) -> Target:
+        """The same, with one choice for the KV cache.
+
+        Args:
+            kind: ``auto`` leaves it as it is; or one of :data:`KV_KINDS`.
+
+        Raises:
+            UsageError: There is no such kind, or the target has no cache of it.
+        """
+        if kind == "auto":
+            return self
+        if kind not in KV_KINDS:
+            raise UsageError(f"there is no KV cache of {kind!r}.", f"Choose one of: {', '.join(KV_KINDS)}.")
+        chosen = tuple(dtype for dtype in self.kv_dtypes if dtype in KV_KINDS[kind])
+        if not chosen:
+            has = [name for name, dtypes in KV_KINDS.items() if set(dtypes) & set(self.kv_dtypes)]
+            raise UsageError(f"{self.name} has no KV cache of {kind}.", f"It has: {', '.join(has) or 'none'}.")
+        return replace(self, kv_dtypes=chosen)
 
     def runs_on(self, processor: Processor) -> bool:
         """Whether a processor is of the architecture and has the instruction sets the code is made for."""

@@ -22,7 +22,7 @@ def _target(variant: str, description: str, architecture: str, instruction_sets:
             WeightFormat(16),
             WeightFormat(32),
         ),
-        kv_dtypes=("float16", "float32"),
+        kv_dtypes=("float16", "float32", "int8"),
         repacks_weights=True,
         architecture=architecture,
         instruction_sets=instruction_sets,

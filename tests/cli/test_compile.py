@@ -16,12 +16,31 @@ from aicc.compiler.models import MODELS
 from aicc.compiler.pipeline import PHASES
 from aicc.compiler.quantization.policy import QUANTS
 from aicc.runtime.artifact import GRAPH_PATH, Artifact
+from aicc.runtime.target import KV_KINDS
 
 
 def test_the_choices_are_the_compilers():
     assert compile_commands.PHASES == PHASES
     assert compile_commands.QUANTS == QUANTS
     assert compile_commands.IMPORTERS == IMPORTERS
+    assert ("auto", *KV_KINDS) == compile_commands.KVS
+
+
+def test_a_kv_cache_that_the_target_or_the_model_lacks_is_refused(aicc: Run, onnx_file: Path, tmp_path: Path):
+    done = aicc("compile", onnx_file, "-o", tmp_path / "m.aicc", "--kv", "int8")
+    assert (done.code, (tmp_path / "m.aicc").exists()) == (2, False)
+    assert "only decoders have a KV cache" in done.err
+    npu = aicc("compile", onnx_file, "-o", tmp_path / "m.aicc", "--kv", "int8", "--target", "openvino:npu")
+    assert npu.code == 2
+    assert "openvino:npu has no KV cache of int8" in npu.err
+
+
+def test_a_check_tells_the_bytes_of_the_kv_cache_that_is_asked_for(aicc: Run):
+    found = {}
+    for kv in ("auto", "fp32", "int8"):
+        done = aicc("check", "smollm2-135m", "--target", "cpu", "--kv", kv, "--json")
+        found[kv] = msgspec.json.decode(done.out, type=CheckReport).kv_bytes_per_token
+    assert found == {"auto": 23_040, "fp32": 46_080, "int8": 12_240}
 
 
 def test_pull_prints_the_path_of_a_model_and_lists_what_there_is(aicc: Run):

@@ -101,7 +101,8 @@ FUNCTION(gelu_tanh)
 #define HEADS(CASE) \
     CASE(0, 9, 3, 64, AICC_F16, 1, 0, 0.125f, 0.0f) CASE(1, 4, 4, 32, AICC_F32, 1, 0, 0.2f, 0.0f) \
     CASE(2, 8, 1, 80, AICC_F16, 1, 200, 0.1f, 0.0f) CASE(3, 4, 2, 128, AICC_F32, 1, 70, 0.1f, 5.0f) \
-    CASE(4, 6, 2, 48, AICC_F32, 0, 0, 0.15f, 0.0f) CASE(5, 40, 1, 16, AICC_F32, 1, 0, 0.25f, 30.0f)
+    CASE(4, 6, 2, 48, AICC_F32, 0, 0, 0.15f, 0.0f) CASE(5, 40, 1, 16, AICC_F32, 1, 0, 0.25f, 30.0f) \
+    CASE(6, 9, 3, 64, AICC_I8, 1, 0, 0.125f, 0.0f) CASE(7, 4, 2, 80, AICC_I8, 1, 70, 0.1f, 5.0f)
 
 /* Write keys and values [T][kv_heads][head_dim] of a batch into the cache, then attend. Float rows in and out; the
  * cache has one layer. `threads` only decides how the work is cut. Returns the number of items, or -1. */

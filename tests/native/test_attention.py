@@ -15,7 +15,7 @@ class Heads:
     query: int
     kv: int
     size: int
-    half: bool
+    cache: str
     causal: bool
     window: int
     scale: float
@@ -23,14 +23,17 @@ class Heads:
 
 
 CASES = [  # as in kernels.c
-    Heads(9, 3, 64, True, True, 0, 0.125, 0),
-    Heads(4, 4, 32, False, True, 0, 0.2, 0),
-    Heads(8, 1, 80, True, True, 200, 0.1, 0),
-    Heads(4, 2, 128, False, True, 70, 0.1, 5),
-    Heads(6, 2, 48, False, False, 0, 0.15, 0),
-    Heads(40, 1, 16, False, True, 0, 0.25, 30),
+    Heads(9, 3, 64, "half", True, 0, 0.125, 0),
+    Heads(4, 4, 32, "float", True, 0, 0.2, 0),
+    Heads(8, 1, 80, "half", True, 200, 0.1, 0),
+    Heads(4, 2, 128, "float", True, 70, 0.1, 5),
+    Heads(6, 2, 48, "float", False, 0, 0.15, 0),
+    Heads(40, 1, 16, "float", True, 0, 0.25, 30),
+    Heads(9, 3, 64, "int8", True, 0, 0.125, 0),
+    Heads(4, 2, 80, "int8", True, 70, 0.1, 5),
 ]
 PAGES = 64
+BYTES = {"float": 4, "half": 2, "int8": 1}
 
 
 class Cache:
@@ -39,7 +42,8 @@ class Cache:
     def __init__(self, kernels, number: int):
         self.kernels, self.number, self.heads = kernels, number, CASES[number]
         h = self.heads
-        self.pool = aligned(PAGES * h.kv * h.size * 32 * (2 if h.half else 4))
+        scales = 2 * 64 if h.cache == "int8" else 0
+        self.pool = aligned(PAGES * h.kv * (h.size * 32 * BYTES[h.cache] + scales))
         self.pool[:] = 0xFF  # NaN
 
     def attend(self, sequences, q, k, v, threads: int = 1, quantised: bool = False):
@@ -92,6 +96,12 @@ def rows(random, h: Heads, count: int):
     return random.standard_normal((count, h.query, h.size)).astype(np.float32) * 3, *kv
 
 
+def in_bytes(x):
+    """Rounded to bytes with a scale for each token and head ``[T, heads, size]``."""
+    largest = np.abs(x).max(axis=2, keepdims=True)
+    return np.rint(x * (np.float32(127) / largest)) * (largest / np.float32(127))
+
+
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_a_prompt_in_one_piece_is_softmax(kernels, number):
     h = CASES[number]
@@ -100,6 +110,8 @@ def test_a_prompt_in_one_piece_is_softmax(kernels, number):
         q, k, v = rows(np.random.default_rng(length), h, length)
         pages = list(np.random.default_rng(0).permutation(PAGES)[: -(-length // 16)])
         got = cache.attend([(0, pages, length)], q, k, v)
+        if h.cache == "int8":
+            k, v = in_bytes(k), in_bytes(v)
         assert np.allclose(got, softmax_attention(h, q, k, v, 0), rtol=1e-4, atol=2e-5)
 
 
@@ -143,3 +155,13 @@ def test_values_beyond_half_precision_are_held_at_its_largest(kernels):
     assert np.array_equal(
         Cache(kernels, 0).attend([(0, [1], 1)], q, k, v * 0 + 1e9), np.full((1, 576), 65504, np.float32)
     )
+
+
+def test_bytes_of_a_head_of_zeros_are_zeros_and_what_is_not_finite_shows(kernels):
+    h = CASES[6]
+    q, k, v = rows(np.random.default_rng(3), h, 2)
+    assert np.array_equal(Cache(kernels, 6).attend([(0, [1], 2)], q, k, v * 0), np.zeros((2, 576), np.float32))
+    v[1, 2, 5] = np.inf
+    got = Cache(kernels, 6).attend([(0, [1], 2)], q, k, v).reshape(2, 9, 64)
+    assert np.isnan(got[1, 6:]).all()
+    assert np.isfinite(got[1, :6]).all()

@@ -66,6 +66,24 @@ def test_the_default_keeps_its_quality_on_held_out_text(compact: Model) -> None:
     assert quality.top1_agreement >= limits["top1_agreement"]
 
 
+def test_keys_and_values_in_bytes_take_half_the_memory_and_have_their_own_measured_quality(
+    compact: Model, tmp_path: Path
+) -> None:
+    compile_model("smollm2-135m", "cpu", tmp_path / "m.aicc", kv="int8")
+    with load(tmp_path / "m.aicc", kv_tokens=2048) as model:
+        quality, limits = model.manifest.quality, TOLERANCES["quality"]["auto, int8 cache"]
+        assert quality.kl_mean <= limits["kl_mean"]
+        assert quality.top1_agreement >= limits["top1_agreement"]
+        assert quality != compact.manifest.quality
+        bytes_per_token = model.manifest.memory.kv_bytes_per_token
+        assert bytes_per_token == 30 * 3 * 2 * (64 + 4)  # layers, heads, keys and values
+        assert model._executable._about.page_bytes == 16 * bytes_per_token
+        sequences = [case["prompt_ids"] for case in CASES[:4]]
+        together = _forward(model, sequences, [0] * 4, [[4 * i, 4 * i + 1] for i in range(4)])
+        for index, ids in enumerate(sequences):
+            assert np.array_equal(_forward(model, [ids], [0], [[40, 41]])[0], together[index])
+
+
 def _batch(sequences: list[list[int]], past: list[int], pages: list[list[int]], all_rows: bool = False) -> TokenBatch:
     starts = np.cumsum([0, *map(len, sequences)]).astype(np.int32)
     return TokenBatch(

@@ -56,6 +56,7 @@ typedef enum aicc_type {
     AICC_I32 = 5,
     AICC_Q8 = 6, /* weights only: unsigned bytes with scales */
     AICC_Q4 = 7, /* weights only: unsigned nibbles with scales */
+    AICC_I8 = 8, /* keys and values only: signed bytes with a scale for each head and token */
 } aicc_type;
 
 /* One input or output of a tensor model. A dimension of -1 is dynamic. */

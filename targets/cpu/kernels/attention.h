@@ -5,6 +5,7 @@
  *   s[j]  = Σ_d fma(q[d], k[j][d])         even d, odd d, added; then soft cap; -inf where the query may not look
  *   m     = max s,  p[j] = exp(s[j] - m),  l = Σ p (in 16 lanes),  a[d] = Σ_j fma(p[j], v[j][d])   j rising
  *
+ * (int8: the sum over d is of the integers, times the key's scale; p[j] times the value's scale weighs v's integers)
  * and splits are merged in order: M' = max(M, m), A = A exp(M - M') + a exp(m - M'), L likewise. The result is A / L.
  * This order is the same whether a query stands alone or in a block, and whether one thread takes all splits
  * or several one each, so a query's result depends on its sequence alone. All query heads of a KV head, and the
@@ -53,7 +54,10 @@ AICC_INLINE void aicc_score_page(float *scores, const float *q, const uint8_t *k
             for (int32_t r = 0; r < count; r++)
                 s[odd][r] = aicc_fma16(aicc_splat(q[r * h.head_dim + d + odd]), column, s[odd][r]);
         }
-    for (int32_t r = 0; r < count; r++) aicc_store(scores + r * AICC_SPLIT, s[0][r] + s[1][r]);
+    for (int32_t r = 0; r < count; r++) {
+        f32x16 sum = s[0][r] + s[1][r];
+        aicc_store(scores + r * AICC_SPLIT, h.cache == AICC_I8 ? sum * aicc_page_scales(keys, h) : sum);
+    }
 }
 
 AICC_INLINE void aicc_score_rows(float *scores, const float *q, const uint8_t *keys, int32_t rows, aicc_heads h) {
@@ -194,6 +198,10 @@ AICC_INLINE bool aicc_attend_split(const aicc_frame *f, const aicc_attention_ite
         int32_t position = f->position_of[item->row + (rows.first + r) / rows.heads];
         aicc_soften_row(s->scores[r], begin, end, aicc_first_key(position, h) - base,
                         aicc_last_key(position, length, h) - base, &s->max[r], &s->sum[r], h);
+        for (int32_t page = begin / AICC_LANES; h.cache == AICC_I8 && page < end / AICC_LANES; page++) {
+            float *p = s->scores[r] + page * AICC_LANES;
+            aicc_store(p, aicc_load(p) * aicc_page_scales(values[page], h));
+        }
     }
     aicc_weigh_rows(s->rows + AICC_ATTENTION_ROWS * h.head_dim, &s->scores[0][0], values, from, to, rows.count, h);
     return true;

@@ -37,6 +37,7 @@ typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 typedef _Float16 f16x16 __attribute__((vector_size(32)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
 
 /* Ask for `bytes` from `p` on into the second-level cache, to be used soon. Any address will do. */
 AICC_INLINE void aicc_prefetch(const uint8_t *p, size_t bytes) {
@@ -84,8 +85,13 @@ AICC_INLINE uint32_t aicc_to_bits(float x) {
     return bits;
 }
 
-/* 16 values of `type` (AICC_F32, AICC_F16, AICC_BF16; a constant) starting at element `index` of `p`. */
+/* 16 values of `type` (AICC_F32, AICC_F16, AICC_BF16, AICC_I8; a constant) starting at element `index` of `p`. */
 AICC_INLINE f32x16 aicc_load_as(int32_t type, const void *p, size_t index) {
+    if (type == AICC_I8) {
+        i8x16 bytes;
+        memcpy(&bytes, (const uint8_t *)p + index, sizeof bytes);
+        return __builtin_convertvector(bytes, f32x16);
+    }
     if (type == AICC_F16) {
         f16x16 half;
         memcpy(&half, (const uint8_t *)p + 2 * index, sizeof half);
@@ -114,6 +120,7 @@ AICC_INLINE float aicc_load_one(int32_t type, const void *p, size_t index) {
 }
 
 AICC_INLINE int32_t aicc_type_bytes(int32_t type) {
+    if (type == AICC_I8) return 1;
     return type == AICC_F32 || type == AICC_I32 ? 4 : type == AICC_I64 ? 8 : type == AICC_NONE ? 0 : 2;
 }
 

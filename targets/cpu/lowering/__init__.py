@@ -20,14 +20,13 @@ from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
 from aicc.compiler.report import PassRecord
 from aicc.runtime.target import Target
 from aicc.targets.cpu.lowering.decoder import DecoderBuilder
-from aicc.targets.cpu.lowering.emit import emit_model
+from aicc.targets.cpu.lowering.emit import KV_TYPES, emit_model
 from aicc.targets.cpu.lowering.encoder import EncoderBuilder
 from aicc.targets.cpu.lowering.fuse import fuse
 from aicc.targets.cpu.lowering.pack import Packer, weights_identity
 from aicc.targets.cpu.lowering.program import Builder
 from aicc.targets.cpu.lowering.toolchain import compile_library, compiler_version
 
-_KV_TYPES = {"float32": "F32", "float16": "F16"}
 SOURCE_FILE = "model.c"
 
 
@@ -49,13 +48,15 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     nodes = sum(1 for _ in imported.graph.graph.all_nodes())
     steps = fuse(program)
     packer = Packer(weights, weights_identity(program, imported.info.sha256))
-    source = emit_model(program, steps, packer, imported.info.name, _KV_TYPES[kv_dtype(imported.graph, target)])
+    kv = kv_dtype(imported.graph, target)
+    source = emit_model(program, steps, packer, imported.info.name, KV_TYPES[kv])
     Path(directory, SOURCE_FILE).write_text(source.text)
     library = compile_library(source.text, target.variant, directory)
     return LoweredVariant(
         files=[SOURCE_FILE, library],
         requires={"architecture": target.architecture, "instruction_sets": " ".join(target.instruction_sets)},
         producer={"ziglang": compiler_version()},
+        options={"kv_cache": kv} if program.generates else {},
         coverage=full_coverage(imported.graph),
         passes=[PassRecord("steps of native code", nodes, len(steps), time.perf_counter() - started)],
         weight_bytes_per_token=weight_bytes_per_token(imported.graph) if imported.llm else 0,

@@ -20,6 +20,8 @@ from aicc.targets.cpu.lowering.rows import Angles, Attend, Heads, Matrix, Op, Po
 MAX_BATCH_TOKENS = 256  # a longer prompt is prefilled in pieces of this, which bounds the buffers
 TILE_ROWS = 32  # AICC_TILE_ROWS
 _OFFSETS = 16  # AICC_OFFSETS
+KV_TYPES = {"float32": "F32", "float16": "F16", "int8": "I8"}
+_KV_BYTES = {"F32": 4, "F16": 2, "I8": 1}
 _MOST_PANELS = 8  # of one aicc_linear
 _ATTENTION_ROWS, _SPLIT = 32, 128  # AICC_ATTENTION_ROWS, AICC_SPLIT
 
@@ -66,7 +68,7 @@ def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, k
         steps: Its steps.
         packer: Gets every constant.
         name: What the model is called.
-        kv: Type of the cache: ``F16`` or ``F32``.
+        kv: Type of the cache, one of :data:`KV_TYPES`.
     """
     constants = Constants()
     tokens = MAX_BATCH_TOKENS if program.generates else align(max(MAX_BATCH_TOKENS, program.context), LANES)
@@ -192,7 +194,8 @@ def _layers(program: Program, kv: str) -> tuple[list[int], int]:
 
     Without decoding no layer needs the keys and values of another: all have the same place.
     """
-    sizes = [h.kv_heads * h.head_dim * LANES * 2 * (4 if kv == "F32" else 2) for h in program.layers]
+    scales = 4 if kv == "I8" else 0
+    sizes = [h.kv_heads * 2 * LANES * (h.head_dim * _KV_BYTES[kv] + scales) for h in program.layers]
     if not program.generates:
         return [0] * len(sizes), max(sizes, default=0)
     return [sum(sizes[:layer]) for layer in range(len(sizes))], sum(sizes)
