@@ -26,22 +26,22 @@ class Kernels:
     def forms(self) -> list[Form]:
         return [self.lib.form_at(index) for index in range(self.lib.form_count())]
 
-    def quantise(self, x: NDArray[np.float32], k: int, group: int) -> NDArray[np.uint8]:
-        """Row records `[rows, bytes]` of float rows, zeros added up to k."""
-        size = self.lib.row_bytes(k, group)
+    def quantise(self, x: NDArray[np.float32], k: int, group: int, parts: int = 1) -> NDArray[np.uint8]:
+        """Rows of records `[rows, bytes]` of float rows, zeros added up to k."""
+        size = parts * self.lib.row_bytes(k, group)
         records = aligned(len(x) * size).reshape(len(x), size)
         records[:] = 0xA5
         for record, row in zip(records, np.ascontiguousarray(x), strict=True):
-            self.lib.quantise_row(address(record), k, group, address(row), len(row))
+            self.lib.quantise_row(address(record), k, group, parts, address(row), len(row))
         return records
 
-    def linear(self, x: NDArray, weights: NDArray[np.uint8], form: Form) -> NDArray[np.float32]:
-        """`[rows, 16 * panels]` for row records (or float rows) and packed panels."""
+    def linear(self, x: NDArray, weights: NDArray[np.uint8], form: Form, parts: int = 1) -> NDArray[np.float32]:
+        """`[rows, 16 * panels]` for rows of records (or float rows) and packed panels."""
         panels = len(weights) // self.lib.panel_bytes(byref(form))
         y = np.full((len(x), panels * 16 + 3), np.nan, np.float32)
         stride = c_ssize_t(x.strides[0])
-        arguments = (address(y), c_ssize_t(y.shape[1]), address(x), stride, c_int32(len(x)), address(weights))
-        assert self.lib.linear(*arguments, c_int32(panels), byref(form)) == 0
+        arguments = (address(y), c_ssize_t(y.shape[1]), address(x), stride, c_int32(len(x)), c_int32(parts))
+        assert self.lib.linear(*arguments, address(weights), c_int32(panels), byref(form)) == 0
         assert np.isnan(y[:, panels * 16 :]).all(), "wrote past its columns"
         return y[:, : panels * 16]
 

@@ -46,13 +46,13 @@ EXPORT size_t row_bytes(int32_t k, int32_t group) {
     return aicc_row_bytes(k, group);
 }
 
-EXPORT int linear(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows, const uint8_t *weights,
-                  int32_t panels, const aicc_weight *w) {
+EXPORT int linear(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows, int32_t parts,
+                  const uint8_t *weights, int32_t panels, const aicc_weight *w) {
 #define TRY(format, group, zero, scales, minima) \
     { \
         aicc_weight form = {format, w->k, group, zero, scales, minima}; \
         if (same(*w, form)) { \
-            aicc_linear(y, y_stride, x, x_stride, rows, weights, panels, form); \
+            aicc_linear(y, y_stride, x, x_stride, rows, parts, weights, panels, form); \
             return 0; \
         } \
     }
@@ -64,12 +64,12 @@ EXPORT void gather_row(float *y, const uint8_t *panels, int32_t row, const aicc_
     aicc_gather_row(y, panels, row, *w);
 }
 
-EXPORT void quantise_row(uint8_t *row, int32_t k, int32_t group, const float *x, int32_t width) {
+EXPORT void quantise_row(uint8_t *row, int32_t k, int32_t group, int32_t parts, const float *x, int32_t width) {
     switch (group) {
-    case 32: aicc_quantise_row(row, k, 32, x, width); break;
-    case 64: aicc_quantise_row(row, k, 64, x, width); break;
-    case 128: aicc_quantise_row(row, k, 128, x, width); break;
-    default: aicc_quantise_row(row, k, group, x, width); break;
+    case 32: aicc_quantise_row(row, k, 32, parts, x, width); break;
+    case 64: aicc_quantise_row(row, k, 64, parts, x, width); break;
+    case 128: aicc_quantise_row(row, k, 128, parts, x, width); break;
+    default: aicc_quantise_row(row, k, group, parts, x, width); break;
     }
 }
 
@@ -124,7 +124,7 @@ EXPORT int32_t attention(int32_t number, const aicc_batch *batch, int32_t thread
         for (int32_t row = 0; row < batch->token_count; row++) \
             for (int32_t head = 0; head < KH; head++) \
                 aicc_cache_write(&f, 0, row, head, k + row * narrow + head * HD, v + row * narrow + head * HD, h); \
-        aicc_attention_place at = {q, out, wide, wide, quantised, 32}; \
+        aicc_attention_place at = {q, out, wide, wide, quantised, 32, 1}; \
         for (int32_t unit = count * KH; unit-- > 0;) /* in the wrong order, which must not matter */ \
             aicc_attention(&f, &(aicc_task){.begin = unit, .end = unit + 1, .scratch = scratch}, 0, at, h); \
         return count; \

@@ -128,3 +128,22 @@ def test_rows_of_a_weight_are_gathered_from_panels(kernels, form, groups, row, s
     if minima is not None:
         want = want + np.repeat(minima[row], form.group)
     assert np.allclose(got, want, rtol=0, atol=2.0**-23 * 600)
+
+
+@SETTINGS
+@given(st.integers(0, 8), st.integers(1, 5), st.integers(1, 3), st.sampled_from(ROWS), st.integers(0, 10**6))
+def test_two_records_of_a_row_give_the_product_to_fifteen_bits(kernels, form, groups, panels, rows, seed):
+    form, x, values, scales, minima = case(kernels, kernels.forms()[form], groups, panels, rows, seed, extreme=False)
+    packed = kernels.pack(form, values, scales, minima)
+    records = kernels.quantise(x, form.k, form.group, parts=2)
+    got = kernels.linear(records, packed, form, parts=2)
+    per_input = np.repeat(scales, form.group, axis=1).astype(np.float64) * (values - form.zero)
+    if minima is not None:
+        per_input += np.repeat(minima, form.group, axis=1)
+    largest = np.abs(x).reshape(rows, groups, form.group).max(2).repeat(form.group, axis=1)
+    steps = largest / 127 / 254  # the second record's: its largest is half a step of the first
+    bound = steps @ np.abs(per_input).T * 0.51 + np.abs(x) @ np.abs(per_input).T * 2.0**-24 * 4 * (groups + 2)
+    assert (np.abs(got - x.astype(np.float64) @ per_input.T) <= bound).all()
+    halves = np.split(records, 2, axis=1)
+    alone = [kernels.linear(np.ascontiguousarray(half), packed, form) for half in halves]
+    assert got.tobytes() == (alone[0] + alone[1]).tobytes()

@@ -212,8 +212,8 @@ typedef struct aicc_attention_place {
     const float *q;
     float *out;
     ptrdiff_t q_stride, out_stride;
-    uint8_t *quantised; /* null, or row records of the same width, in groups of `group` that divide a KV head's columns */
-    int32_t group;
+    uint8_t *quantised; /* null, or rows of `parts` records, in groups of `group` that divide a KV head's columns */
+    int32_t group, parts;
 } aicc_attention_place;
 
 /* The rows of an item that fit the scratch: queries in, splits one after another, result out or, for an item that is
@@ -290,9 +290,10 @@ AICC_INLINE void aicc_attention(const aicc_frame *f, const aicc_task *task, uint
             aicc_merge_slots(f, item, rows.kv_head, at, h);
         }
         for (int32_t row = item->row; at.quantised && row < item->row + item->count; row++)
-            aicc_quantise_groups(at.quantised + (size_t)row * aicc_row_bytes(h.query_heads * h.head_dim, at.group),
-                                 h.query_heads * h.head_dim, at.group, rows.kv_head * columns / at.group,
-                                 columns / at.group, at.out + row * at.out_stride + rows.kv_head * columns);
+            aicc_quantise_groups(
+                at.quantised + (size_t)row * (size_t)at.parts * aicc_row_bytes(h.query_heads * h.head_dim, at.group),
+                h.query_heads * h.head_dim, at.group, at.parts, rows.kv_head * columns / at.group, columns / at.group,
+                at.out + row * at.out_stride + rows.kv_head * columns);
     }
 }
 

@@ -13,6 +13,7 @@
 #define AICC_SPLIT_SLOTS 256      /* splits of single queries that may be computed side by side */
 #define AICC_ATTENTION_ROWS 32    /* queries times heads that share their loads of keys and values */
 #define AICC_TILE_ROWS 32         /* rows a linear step computes at once; row ranges start at its multiples */
+#define AICC_MOST_PANELS 8        /* of a weight, and at once */
 #define AICC_MAX_PORTS 8          /* inputs, and outputs, of a tensor model */
 
 /* Queries of one sequence and the splits of keys they look at. Order of items and who computes them changes nothing. */

@@ -1,20 +1,23 @@
 /* y = x Wᵀ for some rows of x and some panels of W: the one door to all matrix products.
  *
- * aicc_linear computes y[r * y_stride + 16 p + n] for rows r < `rows`, panels p < `panels` (a small constant, 1 .. 8)
+ * aicc_linear computes y[r * y_stride + 16 p + n] for rows r < `rows`, panels p < `panels` (a constant, 1 .. AICC_MOST_PANELS)
  * and lanes n < 16. Lanes past the weight's last output are zeros times x. What it means, whatever computes it:
  *
- *   float formats: four partial sums, of inputs i = 0, 1, 2, 3 modulo 4, each from 0 in rising order with fused
+ *   float formats (`parts` is 1): four partial sums, of inputs i = 0, 1, 2, 3 modulo 4, each from 0 in rising order with fused
  *     multiply-adds; the result is (s0 + s1) + (s2 + s3). x is float rows, x_stride bytes apart.
  *   Q8, Q4: x is quantised rows (quantise.h) of the same k and group, x_stride bytes apart. Over groups g in order:
  *       dot  = Σ q_w q_x - zero * sum[g]                         exact, int32
  *       y    = fma(float(dot), scale_w[g] * scale_x[g], y)
  *       y    = fma(minimum[g], total[g], y)                      if the weight has minima
  *
+ *     a row of two records (`parts` is 2) gives the sum of what each of them gives.
+ *
  * So a row's result does not depend on the rows beside it. The instruction sets differ at most in whether a
  * multiply-add rounds once or twice. */
 #ifndef AICC_LINEAR_H
 #define AICC_LINEAR_H
 
+#include "engine.h"
 #include "linear_float.h"
 #if defined(AICC_AVX512VNNI)
 #include "linear_avx512vnni.h"
@@ -24,10 +27,21 @@
 #include "linear_portable.h"
 #endif
 
-AICC_INLINE void aicc_linear(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows,
+AICC_INLINE void aicc_linear(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows, int32_t parts,
                              const uint8_t *w, int32_t panels, aicc_weight form) {
-    if (aicc_is_quantised(form)) aicc_linear_quantised(y, y_stride, x, x_stride, rows, w, panels, form);
-    else aicc_linear_float(y, y_stride, x, x_stride, rows, w, panels, form);
+    if (!aicc_is_quantised(form)) {
+        aicc_linear_float(y, y_stride, x, x_stride, rows, w, panels, form);
+        return;
+    }
+    aicc_linear_quantised(y, y_stride, x, x_stride, rows, w, panels, form);
+    const uint8_t *second = (const uint8_t *)x + aicc_row_bytes(form.k, form.group);
+    for (int32_t begin = 0; parts == 2 && begin < rows; begin += AICC_TILE_ROWS) {
+        float rest[AICC_TILE_ROWS * AICC_MOST_PANELS * AICC_LANES];
+        int32_t count = AICC_MIN(rows - begin, AICC_TILE_ROWS), columns = panels * AICC_LANES;
+        aicc_linear_quantised(rest, columns, second + begin * x_stride, x_stride, count, w, panels, form);
+        for (int32_t r = 0; r < count; r++)
+            for (int32_t n = 0; n < columns; n++) y[(begin + r) * y_stride + n] += rest[r * columns + n];
+    }
 }
 
 #endif

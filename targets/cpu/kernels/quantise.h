@@ -7,13 +7,17 @@
  *   float   total[G]  scale * sum: what a weight's minimum is multiplied by
  *   int32_t sum[G]    sum of the group's q
  *
- * with G = k / group. Groups whose largest value is not finite get scale NaN, so that the error shows in the output
+ * with G = k / group. Where 8 bits are too coarse, a row is two such records after each other (`parts` is 2), the second of
+ * what the first leaves over, which makes 15 bits in all. Groups whose largest value is not finite get scale NaN, so that the error shows in the output
  * instead of vanishing; groups below 2^-100 count as zeros. */
 #ifndef AICC_QUANTISE_H
 #define AICC_QUANTISE_H
 
 #include "base.h"
 
+#define AICC_LARGEST_GROUP 256
+
+/* Of one record. */
 AICC_INLINE size_t aicc_row_bytes(int32_t k, int32_t group) {
     return AICC_ROUND_UP((size_t)k + 12 * (size_t)(k / group), AICC_ALIGN);
 }
@@ -30,9 +34,8 @@ AICC_INLINE const int32_t *aicc_row_sums(const void *row, int32_t k, int32_t gro
     return (const int32_t *)(const void *)(aicc_row_totals(row, k, group) + k / group);
 }
 
-/* Quantise `count` groups, from x[0], into groups first .. first + count of the row record at `row`. Tasks that own
- * different groups of one row may run at the same time. `k` and `group` are constants. */
-AICC_INLINE void aicc_quantise_groups(uint8_t *row, int32_t k, int32_t group, int32_t first, int32_t count,
+/* Quantise `count` groups, from x[0], into groups first .. first + count of the record at `row`. */
+AICC_INLINE void aicc_quantise_record(uint8_t *row, int32_t k, int32_t group, int32_t first, int32_t count,
                                       const float *x) {
     float *scales = (float *)(void *)(row + k), *totals = scales + k / group;
     int32_t *sums = (int32_t *)(void *)(totals + k / group);
@@ -63,15 +66,29 @@ AICC_INLINE void aicc_quantise_groups(uint8_t *row, int32_t k, int32_t group, in
     }
 }
 
-/* Quantise x[0 .. width) into a whole row record; inputs width .. k are zeros. */
-AICC_INLINE void aicc_quantise_row(uint8_t *row, int32_t k, int32_t group, const float *x, int32_t width) {
+/* The same into a row of `parts` records. Tasks that own different groups of one row may run at the same time. `k`,
+ * `group` and `parts` are constants. */
+AICC_INLINE void aicc_quantise_groups(uint8_t *row, int32_t k, int32_t group, int32_t parts, int32_t first, int32_t count,
+                                      const float *x) {
+    aicc_quantise_record(row, k, group, first, count, x);
+    for (int32_t g = first; parts == 2 && g < first + count; g++) {
+        const float *from = x + (size_t)(g - first) * (size_t)group;
+        const int8_t *q = (const int8_t *)row + (size_t)g * (size_t)group;
+        float scale = aicc_row_scales(row, k)[g], rest[AICC_LARGEST_GROUP];
+        for (int32_t i = 0; i < group; i++) rest[i] = aicc_fma(-scale, (float)q[i], from[i]);
+        aicc_quantise_record(row + aicc_row_bytes(k, group), k, group, g, 1, rest);
+    }
+}
+
+/* Quantise x[0 .. width) into a whole row; inputs width .. k are zeros. */
+AICC_INLINE void aicc_quantise_row(uint8_t *row, int32_t k, int32_t group, int32_t parts, const float *x, int32_t width) {
     int32_t whole = width / group;
-    aicc_quantise_groups(row, k, group, 0, whole, x);
+    aicc_quantise_groups(row, k, group, parts, 0, whole, x);
     if (whole * group == k) return;
-    float padded[256]; /* the largest group */
+    float padded[AICC_LARGEST_GROUP];
     for (int32_t g = whole; g < k / group; g++) {
         for (int32_t i = 0; i < group; i++) padded[i] = g * group + i < width ? x[g * group + i] : 0.0f;
-        aicc_quantise_groups(row, k, group, g, 1, padded);
+        aicc_quantise_groups(row, k, group, parts, g, 1, padded);
     }
 }
 

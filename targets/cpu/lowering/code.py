@@ -279,12 +279,13 @@ class RowCode:
         row = (
             f"f->buffers + {self.body.at('buffer', op.output)} + (size_t){_grouped(self.row)} * {row_bytes(op.output)}"
         )
+        form = f"{record.k}, {record.group}, {record.parts}"
         if self.part is None:
-            self.lines.append(f"aicc_quantise_row({row}, {record.k}, {record.group}, {x}, {op.x.width});")
+            self.lines.append(f"aicc_quantise_row({row}, {form}, {x}, {op.x.width});")
         else:
             groups = self.columns(op.x) // record.group
             first = "unit" if groups == 1 else f"unit * {groups}"
-            self.lines.append(f"aicc_quantise_groups({row}, {record.k}, {record.group}, {first}, {groups}, {x});")
+            self.lines.append(f"aicc_quantise_groups({row}, {form}, {first}, {groups}, {x});")
 
     def _store(self, op: ops.Store) -> None:
         x, heads = self._source(op.x), self.body.constants.layout(op.heads)

@@ -288,13 +288,13 @@ def _attention_step(step: Step, body: Body) -> tuple[list[str], int]:
     heads: Heads = attend.heads
     records = [op.output for op in step.parts[0].ops if isinstance(op, Quantise)]
     quantised = f"f->buffers + {body.at('buffer', records[0])}" if records else "NULL"
-    group = records[0].record.group if records else 0
+    group, parts = (records[0].record.group, records[0].record.parts) if records else (0, 1)
     width = heads.query_heads * heads.head_dim
     body.scratch_bytes = 4 * (_ATTENTION_ROWS * _SPLIT + 4 * _ATTENTION_ROWS + 3 * _ATTENTION_ROWS * heads.head_dim)
     query, out = body.at("buffer", attend.x), body.at("buffer", attend.output)
     return [
         f"aicc_attention_place at = {{FLOATS(f->buffers, {query}), FLOATS(f->buffers, {out}), {width}, {width},",
-        f"                           {quantised}, {group}}};",
+        f"                           {quantised}, {group}, {parts}}};",
         f"aicc_attention(f, t, {body.at('page', attend.layer)}, at, {body.constants.layout(heads)});",
     ], 0
 
@@ -351,6 +351,7 @@ def _part(part: Part, body: Body) -> list[str]:
 def _product(part: Part, linear: ops.Linear, tile: str, stride: int, body: Body) -> list[str]:
     form, x = linear.matrix.form, linear.x
     name, panels, bytes_ = body.constants.form(form), stride // LANES, row_bytes(x)
+    parts = x.record.parts if x.record else 1
     source = f"f->buffers + {body.at('buffer', x)} + (size_t)tile * {bytes_}"
     weight = f"f->weights + {body.at('weights', linear.matrix, part.unit)} + (size_t)unit * {_unit_bytes(part, linear)}"
     lines = []
@@ -358,5 +359,7 @@ def _product(part: Part, linear: ops.Linear, tile: str, stride: int, body: Body)
         count = min(_MOST_PANELS, panels - begin)
         to = f"{tile} + {begin * LANES}" if begin else tile
         skipped = f" + {begin * form.panel_bytes}" if begin else ""
-        lines.append(f"aicc_linear({to}, {stride}, {source}, {bytes_}, rows, {weight}{skipped}, {count}, {name});")
+        lines.append(
+            f"aicc_linear({to}, {stride}, {source}, {bytes_}, rows, {parts}, {weight}{skipped}, {count}, {name});"
+        )
     return lines

@@ -252,9 +252,10 @@ def _quantise_inputs(program: Program) -> None:
     ops: list[Op] = []
     for op in program.ops:
         if isinstance(op, Linear) and op.matrix.form.quantised:
-            record = Record(op.matrix.form.k, op.matrix.form.group)
+            parts = 2 if op.x.selected else 1  # few rows: reading the weights takes longer than multiplying them twice
+            record = Record(op.matrix.form.k, op.matrix.form.group, parts)
             if (op.x, record) not in made:
-                value = Value(f"{op.x.name}_int8", op.x.width, record, op.x.selected)
+                value = Value(f"{op.x.name}_int{8 * parts}", op.x.width, record, op.x.selected)
                 made[op.x, record] = value
                 ops.append(Quantise(op.node, value, op.x))
             op.x = made[op.x, record]

@@ -14,7 +14,9 @@ from aicc.targets.cpu.lowering.rows import Value
 def row_bytes(value: Value) -> int:
     """Bytes of one row: float32, or a record of ``kernels/quantise.h``."""
     record = value.record
-    return 4 * value.width if record is None else align(record.k + 12 * (record.k // record.group))
+    if record is None:
+        return 4 * value.width
+    return record.parts * align(record.k + 12 * (record.k // record.group))
 
 
 def plan_buffers(steps: list[Step], rows: int) -> tuple[dict[Value, int], int]:

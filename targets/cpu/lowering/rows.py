@@ -18,10 +18,17 @@ from aicc.targets.cpu.lowering.formats import Form, Matrix
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """How a row is quantised: int8 in groups, padded with zeros to ``k`` columns."""
+    """How a row is quantised: in groups, padded with zeros to ``k`` columns.
+
+    Attributes:
+        k: Columns, a multiple of ``group``.
+        group: Columns that share a scale.
+        parts: 1 for int8; 2 for a second int8 of what the first leaves over.
+    """
 
     k: int
     group: int
+    parts: int = 1
 
 
 @dataclass(eq=False, slots=True)
