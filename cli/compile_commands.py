@@ -21,6 +21,7 @@ DEFAULT_TARGET = "openvino:cpu"  # runs wherever the project's own tests do
 # As the compiler has them, which --help cannot afford to import.
 QUANTS = ("auto", "fp32", "fp16", "int8", "int4")
 KVS = ("auto", "fp32", "fp16", "int8")
+ACTIVATIONS = ("auto", "int8", "int16")
 IMPORTERS = ("auto", "mobius", "optimum")
 PHASES = ("import", "optimize", "quantize", "lower", "package")
 
@@ -180,6 +181,14 @@ def check(model: str, target: str, quant: str, group_size: int | None, kv: str, 
     "--stop-after", type=click.Choice(PHASES), metavar="PHASE", help=f"Last phase to run: {', '.join(PHASES)}."
 )
 @click.option(
+    "--activations",
+    type=click.Choice(ACTIVATIONS),
+    default="auto",
+    show_default=True,
+    help="What quantised weights are multiplied with, on targets that leave the choice (cpu). auto is int8; int16 "
+    "loses next to nothing, decodes as fast and reads prompts at half the speed.",
+)
+@click.option(
     "--graph/--no-graph",
     default=None,
     help="Keep the portable graph, from which the artifact can be compiled for other chips without its source. "
@@ -200,6 +209,7 @@ def compile_command(
     quant: str,
     group_size: int | None,
     kv: str,
+    activations: str,
     importer: str,
     output: Path | None,
     dump_graph: Path | None,
@@ -237,6 +247,7 @@ def compile_command(
                 dump_graph=dump_graph,
                 stop_after=stop_after,
                 kv=kv,
+                activations=activations,
                 graph=graph,
                 measure=measure,
                 max_kl=max_kl,

@@ -55,6 +55,7 @@ def compile_model(
     dump_graph: Path | None = None,
     stop_after: str | None = None,
     kv: str = "auto",
+    activations: str = "auto",
     graph: bool | None = None,
     measure: bool = True,
     max_kl: float | None = None,
@@ -73,6 +74,8 @@ def compile_model(
         stop_after: Last phase to run.
         kv: Number format of a decoder's KV cache: ``auto`` is the target's first choice, or one of
             :data:`aicc.runtime.target.KV_KINDS`.
+        activations: How what quantised weights are multiplied with is quantised: ``auto`` is the target's first
+            choice, or another of :attr:`aicc.runtime.target.Target.activations`.
         graph: Whether the artifact keeps the portable graph, from which it can be compiled for other targets; None
             keeps it unless the target has the weights in a layout of its own.
         measure: Whether to measure a decoder's quality against its source.
@@ -86,7 +89,7 @@ def compile_model(
         AiccError: Any of its kinds; nothing is left at ``output`` then.
     """
     targets = find_targets(target) if isinstance(target, str) else (target,) if isinstance(target, Target) else target
-    targets = tuple(each.with_kv(kv) for each in targets)
+    targets = tuple(each.with_kv(kv).with_activations(activations) for each in targets)
     target = targets[0]
     if target.lowering is None:
         raise UsageError(f"nothing is compiled for {target.name}.", "Choose a target that `aicc targets` can compile.")

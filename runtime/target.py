@@ -71,6 +71,8 @@ class Target:
         compute_dtypes: Float types the chip computes in, best first.
         weight_formats: What it multiplies with directly, smallest first.
         kv_dtypes: Types the KV cache may have, default first; empty without decoders.
+        activations: How it may quantise what quantised weights are multiplied with, default first; empty if that
+            is not for users to choose.
         op_rules: Per ONNX operator: run it as it is, decompose it first, or refuse it. What is
             not listed is taken to the lowering, which refuses by node what it cannot do.
         graph_domains: Domains of operators its lowering takes besides ONNX's: those of its vendor's
@@ -96,6 +98,7 @@ class Target:
     compute_dtypes: tuple[str, ...] = ("float32",)
     weight_formats: tuple[WeightFormat, ...] = (WeightFormat(32),)
     kv_dtypes: tuple[str, ...] = ()
+    activations: tuple[str, ...] = ()
     op_rules: Mapping[str, OpRule] = field(default_factory=lambda: MappingProxyType({}))
     graph_domains: tuple[str, ...] = ()
     shapes: Literal["dynamic", "static"] = "dynamic"
@@ -140,6 +143,22 @@ class Target:
             has = [name for name, dtypes in KV_KINDS.items() if set(dtypes) & set(self.kv_dtypes)]
             raise UsageError(f"{self.name} has no KV cache of {kind}.", f"It has: {', '.join(has) or 'none'}.")
         return replace(self, kv_dtypes=chosen)
+
+    def with_activations(self, kind: str) -> Target:
+        """The same, with one choice for how activations are quantised.
+
+        Args:
+            kind: ``auto`` leaves it as it is; or one of :attr:`activations`.
+
+        Raises:
+            UsageError: The target has no such choice.
+        """
+        if kind == "auto":
+            return self
+        if kind not in self.activations:
+            has = f"It has: {', '.join(self.activations)}." if self.activations else "Leave --activations out."
+            raise UsageError(f"{self.name} does not quantise activations to {kind} on request.", has)
+        return replace(self, activations=(kind,))
 
     def runs_on(self, processor: Processor) -> bool:
         """Whether a processor is of the architecture and has the instruction sets the code is made for."""

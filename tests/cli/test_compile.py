@@ -35,6 +35,13 @@ def test_a_kv_cache_that_the_target_or_the_model_lacks_is_refused(aicc: Run, onn
     assert "openvino:npu has no KV cache of int8" in npu.err
 
 
+def test_a_choice_of_activations_that_the_target_does_not_leave_is_refused(aicc: Run, onnx_file: Path, tmp_path: Path):
+    done = aicc("compile", onnx_file, "-o", tmp_path / "m.aicc", "--activations", "int16")
+    assert (done.code, done.out) == (2, "")
+    assert "openvino:cpu does not quantise activations to int16" in done.err
+    assert not (tmp_path / "m.aicc").exists()
+
+
 def test_a_check_tells_the_bytes_of_the_kv_cache_that_is_asked_for(aicc: Run):
     found = {}
     for kv in ("auto", "fp32", "int8"):

@@ -101,6 +101,17 @@ def _forward(model: Model, sequences: list[list[int]], past: list[int], pages: l
     return model._executable.forward(_batch(sequences, past, pages)).copy()  # type: ignore[attr-defined]
 
 
+def test_activations_of_two_bytes_lose_next_to_nothing(tmp_path: Path) -> None:
+    compile_model("smollm2-135m", "cpu", tmp_path / "m.aicc", activations="int16")
+    quality, limits = (
+        Artifact.open(tmp_path / "m.aicc").manifest.quality,
+        TOLERANCES["quality"]["auto, int16 activations"],
+    )
+    assert quality is not None
+    assert quality.kl_mean <= limits["kl_mean"]
+    assert quality.top1_agreement >= limits["top1_agreement"]
+
+
 def test_a_row_is_the_same_to_the_last_bit_alone_beside_others_and_in_pieces(compact: Model) -> None:
     sequences = [case["prompt_ids"] for case in CASES[:4]]
     together = _forward(compact, sequences, [0] * 4, [[4 * i, 4 * i + 1] for i in range(4)])

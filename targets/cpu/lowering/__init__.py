@@ -28,6 +28,7 @@ from aicc.targets.cpu.lowering.program import Builder
 from aicc.targets.cpu.lowering.toolchain import compile_library, compiler_version
 
 SOURCE_FILE = "model.c"
+_PARTS = {"int8": 1, "int16": 2}  # records of a quantised row
 
 
 def lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
@@ -46,7 +47,8 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     started = time.perf_counter()
     program = _builder(imported).build()
     nodes = sum(1 for _ in imported.graph.graph.all_nodes())
-    steps = fuse(program)
+    activations = target.activations[0]
+    steps = fuse(program, _PARTS[activations])
     packer = Packer(weights, weights_identity(program, imported.info.sha256))
     kv = kv_dtype(imported.graph, target)
     source = emit_model(program, steps, packer, imported.info.name, KV_TYPES[kv])
@@ -56,7 +58,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         files=[SOURCE_FILE, library],
         requires={"architecture": target.architecture, "instruction_sets": " ".join(target.instruction_sets)},
         producer={"ziglang": compiler_version()},
-        options={"kv_cache": kv} if program.generates else {},
+        options={"activations": activations} | ({"kv_cache": kv} if program.generates else {}),
         coverage=full_coverage(imported.graph),
         passes=[PassRecord("steps of native code", nodes, len(steps), time.perf_counter() - started)],
         weight_bytes_per_token=weight_bytes_per_token(imported.graph) if imported.llm else 0,

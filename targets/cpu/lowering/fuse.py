@@ -93,12 +93,17 @@ class Step:
         return list(dict.fromkeys(v for op in self.ops() for v in op.inputs() if v not in made))
 
 
-def fuse(program: Program) -> list[Step]:
-    """Steps in the order in which they run; changes the program."""
+def fuse(program: Program, parts: int) -> list[Step]:
+    """Steps in the order in which they run; changes the program.
+
+    Args:
+        program: What is computed.
+        parts: Of quantised rows, see ``Record``; those whose logits are wanted have two in any case.
+    """
     _name_silu(program)
     if program.generates:
         _select_rows(program)
-    _quantise_inputs(program)
+    _quantise_inputs(program, parts)
     _remove_unused(program)
     todo, steps, ready = list(program.ops), [], set()
     while todo:
@@ -247,15 +252,15 @@ def _select_rows(program: Program) -> None:
     program.ops.insert(program.ops.index(chain[-1]), Select(chain[-1].node, chosen, source))
 
 
-def _quantise_inputs(program: Program) -> None:
+def _quantise_inputs(program: Program, parts: int) -> None:
     made: dict[tuple[Value, Record], Value] = {}
     ops: list[Op] = []
     for op in program.ops:
         if isinstance(op, Linear) and op.matrix.form.quantised:
-            parts = 2 if op.x.selected else 1  # few rows: reading the weights takes longer than multiplying them twice
-            record = Record(op.matrix.form.k, op.matrix.form.group, parts)
+            # Of selected rows there are few: reading the weights takes longer than multiplying them twice.
+            record = Record(op.matrix.form.k, op.matrix.form.group, 2 if op.x.selected else parts)
             if (op.x, record) not in made:
-                value = Value(f"{op.x.name}_int{8 * parts}", op.x.width, record, op.x.selected)
+                value = Value(f"{op.x.name}_int{8 * record.parts}", op.x.width, record, op.x.selected)
                 made[op.x, record] = value
                 ops.append(Quantise(op.node, value, op.x))
             op.x = made[op.x, record]
