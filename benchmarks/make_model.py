@@ -48,11 +48,11 @@ def make(shape: str, folder: Path, layers: int | None = None) -> None:
         layers: Fewer layers than the shape has, for a quick look.
     """
     model_type, options = SHAPES[shape]
-    changes = {} if layers is None else {"num_hidden_layers": layers}
+    changes: dict[str, int] = {} if layers is None else {"num_hidden_layers": layers}
     tokenizer = import_model(resolve(_TOKENIZER), digest=False)
     assert tokenizer.llm is not None
     ends = {"bos_token_id": tokenizer.llm.bos_token_id, "eos_token_id": tokenizer.llm.eos_token_ids[0]}
-    config = transformers.AutoConfig.for_model(model_type, **options, **ends, **changes)
+    config = transformers.AutoConfig.for_model(model_type, **(options | ends | changes))
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tokenizer.tokenizer_json or "")

@@ -18,6 +18,7 @@ from aicc.compiler.quantization.blockwise import BlockwiseWeight
 from aicc.runtime.errors import UnsupportedError
 
 Floats = NDArray[np.float32]
+_ELEMENTS_AT_ONCE = 1 << 18
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 _LARGEST = {4: 7.5 * 65504, 8: 127 * 65504.0}  # what the largest float16 scale reaches
 _ONNX = {4: ir.DataType.UINT4, 8: ir.DataType.INT8}
@@ -99,7 +100,7 @@ def to_float16(matrix: Floats, name: str) -> NDArray[np.float16]:
 
 
 def _require(matrix: Floats, name: str, limit: float, what: str) -> None:
-    largest = float(np.abs(matrix).max(initial=0))
+    largest = float(np.maximum(matrix.max(initial=0), -matrix.min(initial=0)))
     if not largest <= limit:  # true of NaN too
         raise UnsupportedError(
             f"weight {name} has a value of {largest:g}, which {what} cannot hold.", "Compile with --quant fp32."
@@ -128,7 +129,7 @@ def lazy_quantized(
         if index not in made:  # each part is read once per writing; the last reader empties the store
             matrix = read()
             _require(matrix, name, _LARGEST[bits], f"int{bits} with float16 scales")
-            made.update(enumerate(quantize(matrix, group_size)))
+            made.update(enumerate(_by_rows(quantize, matrix, group_size)))
         return ir.tensor(made.pop(index))
 
     def lazy(index: int, dtype: ir.DataType, dims: list[int]) -> ir.LazyTensor:
@@ -139,6 +140,15 @@ def lazy_quantized(
         lazy(1, ir.DataType.FLOAT16, [rows, groups]),
         lazy(2, ir.DataType.UINT4, [rows, groups]) if bits == 4 else None,
     )
+
+
+def _by_rows(
+    quantize: Callable[[Floats, int], tuple[NDArray, NDArray, NDArray | None]], matrix: Floats, group_size: int
+) -> list[NDArray | None]:
+    """Quantise some rows at a time, whose temporaries fit a cache; those of an embedding table would be gigabytes."""
+    step = max(1, _ELEMENTS_AT_ONCE // max(1, matrix.shape[1]))
+    pieces = [quantize(matrix[begin : begin + step], group_size) for begin in range(0, max(1, len(matrix)), step)]
+    return [None if part[0] is None else np.concatenate(part) for part in zip(*pieces, strict=True)]
 
 
 def _float16(scales: Floats) -> NDArray[np.float16]:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from aicc.compiler.lowering import WeightStore
 from aicc.targets.cpu.lowering import rows as ops
-from aicc.targets.cpu.lowering.formats import LANES, Form, Matrix, align, read_float, stored_float, stored_zero
+from aicc.targets.cpu.lowering.formats import LANES, Form, Matrix, align, read_float, stored_float
 from aicc.targets.cpu.lowering.rows import Angles, Program, Vector
 
 _HEADER = struct.Struct("<8s8xQ40x")  # aicc_weights_header
 _MAGIC = b"AICCWTS1"
+_ELEMENTS_AT_ONCE = 1 << 20  # that are packed together, so that temporaries stay small
 
 
 class Packer:
@@ -82,22 +83,41 @@ def pack_matrix(matrix: Matrix, unit: int = LANES) -> memoryview:
     """
     form = matrix.form
     unit = unit if unit % LANES else LANES
+    panels = align(unit, LANES) // LANES  # of a unit
+    out = np.zeros((-(-matrix.rows // unit) * panels, form.panel_bytes), np.uint8)
+    streams = _streams(matrix, form)
+    units = max(1, _ELEMENTS_AT_ONCE // (unit * form.k))
+    for begin in range(0, matrix.rows, units * unit):
+        packed = _packed([stream[begin : begin + units * unit] for stream in streams], form, unit)
+        at = begin // unit * panels
+        out[at : at + len(packed)] = packed
+    return memoryview(out).cast("B")
+
+
+def _streams(matrix: Matrix, form: Form) -> list[NDArray[np.generic]]:
+    """What the panels of a matrix are made of, a row each of its rows: values, scales, minima."""
     if not form.quantised:
-        panels = _panels(_float_bits(matrix), unit).transpose(0, 2, 1)
-        return _joined(form, [panels])
+        return [_float_bits(matrix)]
     weight = matrix.blockwise
     chosen = slice(matrix.begin, matrix.begin + matrix.rows)
-    values = _unsigned(weight.values.const_value.numpy()[chosen], stored_zero(weight))
-    values = _pad(values, form.k, form.zero)
+    values = weight.values.const_value.numpy()[chosen]
     scales = weight.scales.const_value.numpy()[chosen]
-    streams = [scales]
+    streams = [values, scales]
     if weight.minimum is not None:
         streams.append(weight.minimum.const_value.numpy()[chosen].reshape(scales.shape))
     elif weight.zero_points is not None:
         zeros = weight.zero_points.const_value.numpy()[chosen].astype(np.float32)
         streams.append((-scales.astype(np.float32) * zeros).astype(scales.dtype))
     repeat = weight.group_size // form.group if matrix.columns == form.k else form.k // form.group
-    groups = [_panels(np.repeat(s, repeat, axis=1), unit).transpose(0, 2, 1) for s in streams]
+    return [values, *(np.repeat(stream, repeat, axis=1) for stream in streams[1:])]
+
+
+def _packed(streams: list[NDArray[np.generic]], form: Form, unit: int) -> NDArray[np.uint8]:
+    """Panels ``[panels, panel bytes]`` of whole units of rows."""
+    if not form.quantised:
+        return _joined(form, [_panels(streams[0], unit).transpose(0, 2, 1)])
+    values = _pad(_unsigned(streams[0], form.zero), form.k, form.zero)
+    groups = [_panels(stream, unit).transpose(0, 2, 1) for stream in streams[1:]]
     return _joined(form, [_quads(_panels(values, unit, form.zero), form), *groups])
 
 
@@ -137,7 +157,7 @@ def _quads(panels: NDArray[np.uint8], form: Form) -> NDArray[np.uint8]:
     return (halves[:, :, :, 0] | halves[:, :, :, 1] << 4).transpose(0, 2, 3, 1, 4)
 
 
-def _joined(form: Form, streams: list[NDArray]) -> memoryview:
+def _joined(form: Form, streams: list[NDArray]) -> NDArray[np.uint8]:
     """The streams of each panel one after another, each from a multiple of 64."""
     count = len(streams[0])
     out = np.zeros((count, form.panel_bytes), np.uint8)
@@ -146,4 +166,4 @@ def _joined(form: Form, streams: list[NDArray]) -> memoryview:
         data = np.ascontiguousarray(stream).reshape(count, -1).view(np.uint8)
         out[:, at : at + data.shape[1]] = data
         at += align(data.shape[1])
-    return memoryview(out).cast("B")
+    return out
