@@ -190,7 +190,7 @@ def _reader(use: WeightUse) -> tuple[Callable[[], Floats], tuple[int, int]]:
         return reader(use.blockwise), (rows, columns)
     tensor = use.value.const_value
     rows, columns = (int(d) for d in tensor.shape)
-    return (lambda: tensor.numpy().astype(np.float32)), (rows, columns)
+    return (lambda: tensor.numpy().astype(np.float32, copy=False)), (rows, columns)
 
 
 def _divisor(columns: int, asked: int) -> int:
