@@ -23,7 +23,7 @@ def _target(variant: str, description: str, architecture: str, instruction_sets:
             WeightFormat(32),
         ),
         kv_dtypes=("float16", "float32", "int8"),
-        activations=("int8", "int16"),
+        activations=("mixed", "int8", "int16"),
         repacks_weights=True,
         architecture=architecture,
         instruction_sets=instruction_sets,

@@ -59,7 +59,7 @@ def test_full_precision_finds_every_top_token_that_is_clearly_ahead(exact: Model
 
 
 def test_the_default_keeps_its_quality_on_held_out_text(compact: Model) -> None:
-    quality, limits = compact.manifest.quality, TOLERANCES["quality"]["auto"]
+    quality, limits = compact.manifest.quality, TOLERANCES["quality"]["auto, cpu"]
     assert quality is not None
     assert quality.tokens >= limits["tokens"]
     assert quality.kl_mean <= limits["kl_mean"]

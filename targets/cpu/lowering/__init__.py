@@ -28,7 +28,6 @@ from aicc.targets.cpu.lowering.program import Builder
 from aicc.targets.cpu.lowering.toolchain import compile_library, compiler_version
 
 SOURCE_FILE = "model.c"
-_PARTS = {"int8": 1, "int16": 2}  # records of a quantised row
 
 
 def lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
@@ -48,7 +47,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     program = _builder(imported).build()
     nodes = sum(1 for _ in imported.graph.graph.all_nodes())
     activations = target.activations[0]
-    steps = fuse(program, _PARTS[activations])
+    steps = fuse(program, activations)
     packer = Packer(weights, weights_identity(program, imported.info.sha256))
     kv = kv_dtype(imported.graph, target)
     source = emit_model(program, steps, packer, imported.info.name, KV_TYPES[kv])
