@@ -60,7 +60,7 @@ def section(result: Path) -> str:
 def named_result(text: str) -> Path | None:
     """The result whose picture stands between a text's markers; None without one."""
     block = _BLOCK.search(text)
-    picture = re.search(r"\((.*?)\.svg\)", block[1]) if block else None
+    picture = re.search(r"\]\(([^()]*)\.svg\)", block[1]) if block else None
     return ROOT / f"{picture[1]}.json" if picture else None
 
 
