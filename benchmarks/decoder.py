@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure; write one JSON file and its picture."""
     parser = argparse.ArgumentParser(description="Measure an artifact and its peers side by side.")
     parser.add_argument(
-        "--artifact", action="append", metavar="NAME=PATH", help="default: auto=build/smollm2-135m.aicc"
+        "--artifact", action="append", metavar="NAME=PATH", help="default: demo=build/smollm2-135m.aicc"
     )
     parser.add_argument("--model", default=MODEL, help="whose GGUF the peers get (default: %(default)s)")
     parser.add_argument("--only", action="append", metavar="TEXT", help="engines whose name contains one of these")
@@ -283,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse_artifacts(given: Sequence[str] | None) -> dict[str, Path]:
     """``NAME=PATH`` options; the demo's artifact if there are none."""
-    texts = given or [f"auto={peers.ROOT / 'build/smollm2-135m.aicc'}"]
+    texts = given or [f"demo={peers.ROOT / 'build/smollm2-135m.aicc'}"]
     return {name: Path(path) for name, _, path in (text.partition("=") for text in texts)}
 
 
