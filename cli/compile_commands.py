@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aicc.cli.output import Progress, facts, human_bytes, note, one_line, print_json, print_result, table
+from aicc.cli.stopping import stoppable
 
 if TYPE_CHECKING:
     from aicc.compiler.check import CheckReport
@@ -233,9 +234,10 @@ def compile_command(
     if max_kl is not None and not measure:
         raise click.UsageError("--max-kl needs the measurement that --no-measure leaves out.")
     with compiler():
+        from aicc.compiler.disk import remove_staging
         from aicc.compiler.pipeline import compile_model
 
-        with Progress() as progress:
+        with Progress() as progress, stoppable(remove_staging):
             source = _resolve(model, progress)
             artifact = output or Path(f"{_stem(model)}.aicc")
             report = compile_model(

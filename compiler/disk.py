@@ -23,6 +23,7 @@ from aicc.runtime.errors import ResourceError, UsageError
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RENAME_EXCHANGE = 2  # <linux/fs.h>
 _AT_FDCWD = -100  # <fcntl.h>
+_staging: set[Path] = set()  # what this process is filling
 
 
 @contextmanager
@@ -76,8 +77,15 @@ def make_staging(destination: Path) -> tuple[Path, int]:
             with suppress(OSError):  # a file system without locks: its leftovers are left alone
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             if path.exists():
+                _staging.add(path)
                 return path, descriptor
             os.close(descriptor)
+
+
+def remove_staging() -> None:
+    """Remove every directory :func:`make_staging` made here, for a process that ends without its ``finally`` blocks."""
+    for path in tuple(_staging):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sweep_leftovers(destination: Path) -> None:

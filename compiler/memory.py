@@ -31,7 +31,8 @@ def memory_bounded(weight_bytes: int) -> Iterator[None]:
 
     before = resource.getrlimit(resource.RLIMIT_AS)
     addressed = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = addressed + min(memory().available, _EXPANSION * weight_bytes + _REST_BYTES)
+    # Mapped weights take addresses of their own, and no memory that could not be given back.
+    limit = addressed + weight_bytes + min(memory().available, _EXPANSION * weight_bytes + _REST_BYTES)
     if any(0 <= other < limit for other in before):  # unlimited is negative
         yield
         return

@@ -9,7 +9,9 @@ import onnx_ir as ir
 import onnxscript.optimizer
 from onnx_ir.passes import PassError, common
 
+from aicc.compiler.constants import refuse_large_constants
 from aicc.compiler.importers import ImportedModel
+from aicc.compiler.memory import memory_bounded
 from aicc.compiler.passes.flatten_softmax import FlattenSoftmax
 from aicc.compiler.passes.merge_projections import MergeProjections
 from aicc.compiler.report import PassRecord
@@ -21,7 +23,11 @@ _FOLD_LIMIT_BYTES = 1024
 
 
 def optimize(imported: ImportedModel, target: Target) -> list[PassRecord]:
-    """Simplify a graph in place; nothing in here knows a target but by what it can do."""
+    """Simplify a graph in place; nothing in here knows a target but by what it can do.
+
+    Raises:
+        UnsupportedError: The graph cannot be simplified, or its constants are too large to be computed.
+    """
     if imported.exported is not None:
         return []  # a vendor's own graph: its exporter has simplified it, and our passes know ONNX
     passes: list[tuple[str, Callable[[ir.Model], object]]] = []
@@ -31,7 +37,13 @@ def optimize(imported: ImportedModel, target: Target) -> list[PassRecord]:
     if target.merges_projections and imported.kind == "decoder":
         passes.append(("merge projections", MergeProjections()))
     passes.append(("remove unused", common.RemoveUnusedNodesPass()))
-    return [_run(name, step, imported.graph) for name, step in passes]
+    if imported.info.kind != "onnx":
+        return [_run(name, step, imported.graph) for name, step in passes]
+    weights = (value.const_value for value in imported.graph.graph.initializers.values())
+    with memory_bounded(sum(tensor.nbytes for tensor in weights if tensor is not None)):  # folding may ask for any size
+        records = [_run(name, step, imported.graph) for name, step in passes]
+    refuse_large_constants(imported.graph)
+    return records
 
 
 def _onnxscript(model: ir.Model) -> None:

@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,3 +149,33 @@ def test_ctrl_c_in_a_chat_stops_the_answer_and_not_the_program(demo_artifact: Ar
     terminal.wait_for("forgotten")
     terminal.type("/exit\n")
     assert terminal.close() == 0
+
+
+STUCK = """
+import ctypes, signal, sys
+from pathlib import Path
+from aicc.cli.stopping import stoppable
+from aicc.compiler.disk import make_staging, remove_staging
+
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: None)  # so that it does not matter whether the lock is reached before the signal
+with stoppable(remove_staging):
+    make_staging(Path(sys.argv[1]) / "made.aicc")
+    print("ready", flush=True)
+    mutex = ctypes.create_string_buffer(128)  # of zeros: unlocked
+    while True:
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)  # the second time for ever, and no signal ends it
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_native_code_that_does_not_return_is_ended_and_leaves_nothing(tmp_path: Path, number: int, code: int):
+    process = subprocess.Popen([sys.executable, "-c", STUCK, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    try:
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert list(tmp_path.iterdir()) == []
