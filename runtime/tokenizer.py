@@ -10,11 +10,13 @@ be called from any thread.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aicc.runtime.errors import AiccError, IntegrityError, UnsupportedError, UsageError
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _REPLACEMENT = "\ufffd"  # what bytes that are not (yet) UTF-8 decode to
 _CONTEXT_TOKENS = 6  # of a prompt, enough for its last characters
 _LONGEST_WAIT = 32  # tokens without one complete character; real text needs at most a few
+_LONGEST_GROWTH = 4096  # times a text may grow on its way through a step; published tokenizers stay under ten
 
 
 class Tokenizer:
@@ -36,7 +39,7 @@ class Tokenizer:
         add_bos: Whether the model expects that token.
 
     Raises:
-        IntegrityError: The file is not a tokenizer.
+        IntegrityError: The file is not a tokenizer, or one that makes a short text endless.
     """
 
     def __init__(self, path: str | os.PathLike[str], bos_token_id: int | None = None, add_bos: bool = False) -> None:
@@ -45,6 +48,14 @@ class Tokenizer:
         refused = IntegrityError(f"{Path(path)} is not a tokenizer", "Compile the model again from a complete source.")
         with _refusing(refused):
             self._backend: tokenizers.Tokenizer = Backend.from_file(os.fspath(path))
+        for name in ("normalizer", "decoder"):
+            step = getattr(self._backend, name)
+            if step is not None and _growth(json.loads(step.__getstate__())) > _LONGEST_GROWTH:
+                raise IntegrityError(
+                    f"the {name} of {Path(path)} makes a text more than {_LONGEST_GROWTH} times longer, which no "
+                    "text would survive.",
+                    "Compile the model again from a source you trust.",
+                )
         # A file may ask for both; a prompt cut short or padded is never what was asked.
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -113,6 +124,20 @@ def _ids(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> 
     refused = UnsupportedError("the model's tokenizer cannot encode the text", "Give it another text, or token ids.")
     with _refusing(refused):
         return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+
+def _growth(step: dict[str, Any]) -> float:
+    """How many times longer a normaliser or decoder may make a text, at most, by replacing.
+
+    A few lines of replacements that each double what they find fill any memory, inside a library that
+    nothing can interrupt.
+    """
+    inner = (_growth(each) for steps in step.values() if isinstance(steps, list) for each in steps if "type" in each)
+    if step["type"] != "Replace":
+        return math.prod(inner)
+    found = step["pattern"].get("String", "")  # a regular expression may match nothing, before every character
+    content = len(step["content"])
+    return max(1.0, content / len(found) if found else content + 1)
 
 
 @contextmanager

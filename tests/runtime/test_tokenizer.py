@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from aicc.runtime.errors import IntegrityError, UnsupportedError, UsageError
 from aicc.runtime.tokenizer import StreamDecoder, Tokenizer
@@ -199,3 +199,22 @@ def test_a_token_costs_the_decoding_of_a_few_however_long_the_text_is(tokenizer,
     for token in ids:
         stream.push(token)
     assert max(decoded) <= 70
+
+
+@pytest.mark.parametrize(
+    "doubling", [normalizers.Replace("a", "aa"), normalizers.Replace(Regex("a?"), "aa")], ids=["string", "regex"]
+)
+def test_a_normaliser_that_makes_texts_endless_is_refused_at_load(tmp_path, doubling):
+    backend = Backend(models.BPE({"a": 0}, []))
+    backend.normalizer = normalizers.Sequence([normalizers.Sequence([doubling]) for _ in range(60)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(IntegrityError, match="normalizer .* times longer"):
+        Tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_a_decoder_that_makes_texts_endless_is_refused_at_load(tmp_path):
+    backend = Backend(models.BPE({"a": 0}, []))
+    backend.decoder = decoders.Sequence([decoders.Replace("a", "aa")] * 60)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(IntegrityError, match="decoder .* times longer"):
+        Tokenizer(tmp_path / "tokenizer.json")
