@@ -287,7 +287,7 @@ def converse(model: Model, opening: list[dict[str, str]], options: dict[str, Any
     """The loop of a conversation: read, answer, remember."""
     from aicc.runtime.errors import ContextLengthError, UsageError
 
-    model.chat_template  # noqa: B018  - a model without one says so now, not after the first message
+    model.chat_template.check()  # a model without one says so now, not after the first message
     messages = list(opening)
     for line in _lines():
         if line == "/exit":

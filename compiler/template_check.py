@@ -82,7 +82,9 @@ def check_template(template: str, config: dict[str, str]) -> list[str]:
         UnsupportedError: The runtime cannot read the template, or rendering it takes too much
             time or memory.
     """
-    ours = _by_runtime(ChatTemplate(template, "the source", config))
+    runtime = ChatTemplate(template, "the source", config)
+    runtime.check()
+    ours = _by_runtime(runtime)
     theirs = _by_jinja(template, config)
     if len(theirs) < len(CONVERSATIONS):
         name = CONVERSATIONS[len(theirs)][0]

@@ -49,6 +49,15 @@ class ChatTemplate:
             )
         self._process = TemplateProcess(source, name)
         weakref.finalize(self, self._process.close)
+        self._process.start()
+
+    def check(self) -> None:
+        """Wait until the process has read the template; the first conversation does it else.
+
+        Raises:
+            UnsupportedError: It is not a template.
+            ResourceError: The process that renders it cannot be started.
+        """
         self._process.check()
 
     def close(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -33,8 +32,7 @@ Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
 _LOGITS_AT_ONCE = 64 << 20  # bytes of logits a step of `logits` makes
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(msgspec.Struct, frozen=True):
     """A finished generation.
 
     Attributes:
@@ -124,7 +122,7 @@ class Model:
 
     @property
     def chat_template(self) -> ChatTemplate:
-        """The model's chat template.
+        """The model's chat template; its process starts while the caller goes on.
 
         Raises:
             UnsupportedError: The artifact has none.

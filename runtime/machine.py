@@ -12,8 +12,9 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 ROOT = Path("/")
 INSTRUCTION_SETS = (
@@ -25,8 +26,7 @@ INSTRUCTION_SETS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Processor:
+class Processor(msgspec.Struct, frozen=True):
     """The processor as it describes itself.
 
     Attributes:
@@ -45,8 +45,7 @@ class Processor:
     usable_cores: int
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(msgspec.Struct, frozen=True):
     """Bytes of memory this process may use in all, and those still free for it."""
 
     total: int

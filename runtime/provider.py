@@ -8,10 +8,10 @@ ragged batch of tokens over paged KV memory, so that one scheduler serves every 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,8 +30,7 @@ class Fit(Enum):
     UNSUPPORTED = "unsupported"  # this machine cannot run it at all
 
 
-@dataclass(frozen=True, slots=True)
-class Compatibility:
+class Compatibility(msgspec.Struct, frozen=True):
     """A :class:`Fit` with its reason, a sentence a user can act on (empty when optimal)."""
 
     fit: Fit
@@ -41,16 +40,14 @@ class Compatibility:
 OPTIMAL = Compatibility(Fit.OPTIMAL)
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(msgspec.Struct, frozen=True):
     """One device of this machine: the provider's name for it, and what it is."""
 
     name: str
     description: str
 
 
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
+class LoadOptions(msgspec.Struct, frozen=True):
     """What a caller may choose at load time.
 
     Attributes:
@@ -62,8 +59,7 @@ class LoadOptions:
     kv_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TokenBatch:
+class TokenBatch(msgspec.Struct, frozen=True):
     """New tokens of several sequences, run in one step over paged KV memory.
 
     Sequence ``i`` adds ``tokens[starts[i]:starts[i+1]]`` after ``past[i]`` cached tokens, and owns

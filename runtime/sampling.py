@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypedDict
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,8 +44,7 @@ class SamplingOptions(TypedDict, total=False):
     logprobs: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
+class SamplingParams(msgspec.Struct, frozen=True):
     """How tokens are chosen and when generation ends.
 
     Attributes:
@@ -79,7 +78,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     seed: int | None = None
     stop: str | Sequence[str] = ()
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = msgspec.field(default_factory=dict)
     ignore_eos: bool = False
     logprobs: int | None = None
 
@@ -104,7 +103,7 @@ class SamplingParams:
         for text in stops:
             if not isinstance(text, str) or not 0 < len(text) <= _MAX_STOP_CHARACTERS:
                 raise _bad("stop", text, f"strings of 1 to {_MAX_STOP_CHARACTERS} characters")
-        object.__setattr__(self, "stop", tuple(stops))
+        msgspec.structs.force_setattr(self, "stop", tuple(stops))
         if not isinstance(self.logit_bias, Mapping):
             raise _bad("logit_bias", self.logit_bias, "a mapping of token ids to numbers")
         for token, bias in self.logit_bias.items():
@@ -133,8 +132,7 @@ def _check_number(name: str, value: object, low: float, high: float, exclude_low
         raise _bad(name, value, f"a number in {'(' if exclude_low else '['}{low}, {high}]")
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
+class TokenLogprobs(msgspec.Struct, frozen=True):
     """How likely the model found a token, before penalties, bias, temperature and filters.
 
     Attributes:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import metadata
 from types import MappingProxyType
 from typing import Literal
+
+import msgspec
 
 from aicc.runtime.errors import UsageError
 from aicc.runtime.machine import Processor, processor
@@ -31,8 +31,7 @@ _SHARED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class WeightFormat:
+class WeightFormat(msgspec.Struct, frozen=True):
     """One way of storing a weight matrix that a target multiplies with directly.
 
     Attributes:
@@ -55,8 +54,7 @@ class WeightFormat:
             raise ValueError("integer weights need group sizes, and only they do")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """One variant of one chip family.
 
     Attributes:
@@ -99,7 +97,7 @@ class Target:
     weight_formats: tuple[WeightFormat, ...] = (WeightFormat(32),)
     kv_dtypes: tuple[str, ...] = ()
     activations: tuple[str, ...] = ()
-    op_rules: Mapping[str, OpRule] = field(default_factory=lambda: MappingProxyType({}))
+    op_rules: Mapping[str, OpRule] = msgspec.field(default_factory=lambda: MappingProxyType({}))
     graph_domains: tuple[str, ...] = ()
     shapes: Literal["dynamic", "static"] = "dynamic"
     alignment: int = 64
@@ -142,7 +140,7 @@ class Target:
         if not chosen:
             has = [name for name, dtypes in KV_KINDS.items() if set(dtypes) & set(self.kv_dtypes)]
             raise UsageError(f"{self.name} has no KV cache of {kind}.", f"It has: {', '.join(has) or 'none'}.")
-        return replace(self, kv_dtypes=chosen)
+        return msgspec.structs.replace(self, kv_dtypes=chosen)
 
     def with_activations(self, kind: str) -> Target:
         """The same, with one choice for how activations are quantised.
@@ -158,7 +156,7 @@ class Target:
         if kind not in self.activations:
             has = f"It has: {', '.join(self.activations)}." if self.activations else "Leave --activations out."
             raise UsageError(f"{self.name} does not quantise activations to {kind} on request.", has)
-        return replace(self, activations=(kind,))
+        return msgspec.structs.replace(self, activations=(kind,))
 
     def runs_on(self, processor: Processor) -> bool:
         """Whether a processor is of the architecture and has the instruction sets the code is made for."""
@@ -176,6 +174,14 @@ class Target:
 
 
 @cache
+def _in_tree() -> Mapping[str, Target]:
+    import aicc.targets as package
+
+    modules = sorted(f"aicc.targets.{m.name}.target" for m in pkgutil.iter_modules(package.__path__) if m.ispkg)
+    return _by_name({}, ((name, importlib.import_module(name).TARGETS) for name in modules))
+
+
+@cache
 def all_targets() -> Mapping[str, Target]:
     """Every target of this installation by its full name, in-tree families first.
 
@@ -185,12 +191,15 @@ def all_targets() -> Mapping[str, Target]:
     Raises:
         UsageError: Two families have one name, as a copied one has before it is edited.
     """
-    import aicc.targets as package
+    from importlib import metadata  # takes longer than all in-tree families, which most programs are content with
 
-    modules = [f"aicc.targets.{m.name}.target" for m in pkgutil.iter_modules(package.__path__) if m.ispkg]
-    found: dict[str, Target] = {}
-    lists = [(name, importlib.import_module(name).TARGETS) for name in sorted(modules)]
-    lists += [(entry.value, entry.load()) for entry in metadata.entry_points(group="aicc.targets")]
+    entries = metadata.entry_points(group="aicc.targets")
+    return _by_name(_in_tree(), ((entry.value, entry.load()) for entry in entries))
+
+
+def _by_name(found: Mapping[str, Target], lists: Iterable[tuple[str, Iterable[Target]]]) -> Mapping[str, Target]:
+    """The targets found before and those of modules, by name."""
+    found = dict(found)
     for where, targets in lists:
         for target in targets:
             if target.name in found:
@@ -208,14 +217,14 @@ def find_target(name: str) -> Target:
     Raises:
         UsageError: No such target; the message lists those there are.
     """
-    targets = all_targets()
-    if name in targets:
-        return targets[name]
-    family = [target for target in targets.values() if target.family == name]
-    if family:
-        here = processor() if any(target.architecture for target in family) else None
-        return next((target for target in family if here is None or target.runs_on(here)), family[0])
-    raise UsageError(f"there is no target {name!r}.", f"Choose one of: {', '.join(targets)}.")
+    for targets in (_in_tree, all_targets):
+        if name in targets():
+            return targets()[name]
+        family = [target for target in targets().values() if target.family == name]
+        if family:
+            here = processor() if any(target.architecture for target in family) else None
+            return next((target for target in family if here is None or target.runs_on(here)), family[0])
+    raise UsageError(f"there is no target {name!r}.", f"Choose one of: {', '.join(all_targets())}.")
 
 
 def find_targets(names: str) -> tuple[Target, ...]:

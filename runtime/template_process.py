@@ -50,7 +50,17 @@ class TemplateProcess:
         self._name = name
         self._template = {"template": template, "name": name, "seconds": SECONDS}
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False  # it has read the template
         self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the process, if it does not run, without waiting for it: the caller may have other work meanwhile.
+
+        Raises:
+            ResourceError: The process cannot be started.
+        """
+        with self._lock:
+            self._started()
 
     def check(self) -> None:
         """Have the template read.
@@ -75,13 +85,13 @@ class TemplateProcess:
 
     def close(self) -> None:
         """End the process; the next rendering starts another."""
-        process, self._process = self._process, None
+        process, self._process, self._ready = self._process, None, False
         if process is not None:
             process.kill()
             process.communicate()
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        """The process, once it has read the template."""
+    def _started(self) -> subprocess.Popen[bytes]:
+        """The process, which may not have greeted yet."""
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.close()
@@ -93,18 +103,25 @@ class TemplateProcess:
             self._process = subprocess.Popen(
                 command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, start_new_session=True
             )
-            assert self._process.stdout is not None
-            started = self._process.stdout.readline() == _GREETING
         except OSError as error:
             raise self._not_started(str(error)) from error
+        return self._process
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """The process, once it has read the template."""
+        process = self._started()
+        if self._ready:
+            return process
+        assert process.stdout is not None
+        try:
+            if process.stdout.readline() != _GREETING:
+                raise self._not_started("it ended at once")
+            self._ask(process, self._template)
         except BaseException:
             self.close()
             raise
-        if not started:
-            self.close()
-            raise self._not_started("it ended at once")
-        self._ask(self._process, self._template)
-        return self._process
+        self._ready = True
+        return process
 
     def _ask(self, process: subprocess.Popen[bytes], request: dict[str, Any]) -> str:
         assert process.stdin is not None

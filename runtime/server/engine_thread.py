@@ -128,10 +128,11 @@ class EngineThread:
     def _prepare(self) -> None:
         """Load, and touch what would otherwise be read by the first request."""
         model = self._load()
+        template = model.chat_template if model.has_chat_template else None
         if model.has_tokenizer:
             _ = model.tokenizer
-        if model.has_chat_template:
-            _ = model.chat_template
+        if template is not None:
+            template.check()
         with self._lock:
             self.model, self.state = model, "ready"
         self._changed(self)

@@ -184,7 +184,7 @@ def test_reaching_for_more_than_values_is_a_clear_error(source):
 @pytest.mark.parametrize("source", ["{% for", "{{ 'x }}", "{% nonsense %}", "\ud800", "x" * 70_000])
 def test_a_template_that_cannot_be_read_is_named(source):
     with pytest.raises(UnsupportedError, match="chat template of a model"):
-        ChatTemplate(source, "a model")
+        ChatTemplate(source, "a model").check()
 
 
 def test_a_long_conversation_is_not_too_long():
