@@ -29,7 +29,7 @@ from peaks import matrix_peaks
 from tokenizers import Tokenizer
 
 from aicc.compiler.evaluate import read_text
-from aicc.compiler.models import pull
+from aicc.compiler.sources import resolve
 from aicc.runtime import machine
 from aicc.runtime.artifact import TOKENIZER_PATH, Artifact
 from aicc.runtime.limits import read_bandwidth
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--artifact", action="append", metavar="NAME=PATH", help="default: demo=build/smollm2-135m.aicc"
     )
-    parser.add_argument("--model", default=MODEL, help="whose GGUF the peers get (default: %(default)s)")
+    parser.add_argument("--model", default=MODEL, help="the GGUF the peers get, by name or path (default: %(default)s)")
     parser.add_argument("--only", action="append", metavar="TEXT", help="engines whose name contains one of these")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=256)
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     artifacts = parse_artifacts(options.artifact)
-    gguf = pull(options.model)
+    gguf = resolve(options.model).path
     context = 4 * (options.prompt_tokens + options.decode_tokens)
     engines = [
         e for e in default_engines(artifacts, gguf, context) if any(text in e.name for text in options.only or [""])

@@ -193,9 +193,8 @@ def check(model: str, target: str, quant: str, group_size: int | None, kv: str, 
 @click.option(
     "--graph/--no-graph",
     default=None,
-    help="Keep the portable graph, from which the artifact can be compiled for other chips without its source. "
-    "[default: keep it, but for targets that store the weights in a layout of their own, as cpu does: all weights "
-    "would be there twice]",
+    help="Keep the portable graph, which tools for ONNX open. [default: keep it, but for targets that store the "
+    "weights in a layout of their own, as cpu does: all weights would be there twice]",
 )
 @click.option("--measure/--no-measure", default=True, help="Measure what quality compiling cost. [default: measure]")
 @click.option(

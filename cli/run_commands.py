@@ -214,6 +214,8 @@ def answer(
             write_text(piece.text)
     if not as_json:
         write_text("\n")
+    if request.finish_reason == "length":
+        note("(the answer was cut off: --max-tokens or the context is used up)")
     timings = request.timings
     note(
         f"{timings.completion_tokens} tokens at {timings.decode_tokens_per_s:.1f} tokens/s, the first "
@@ -290,7 +292,7 @@ def converse(model: Model, opening: list[dict[str, str]], options: dict[str, Any
     model.chat_template.check()  # a model without one says so now, not after the first message
     messages = list(opening)
     for line in _lines():
-        if line == "/exit":
+        if line in ("/exit", "/quit"):
             return
         if line == "/reset":
             messages = list(opening)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from typing import get_args
@@ -114,7 +115,7 @@ def weight_layers(model: ir.Model) -> list[LayerRecord]:
 
 def _layer_of(name: str, size: int) -> str:
     """``layers.3`` for anything in block 3, else the name's first telling part; ``other`` for what is small."""
-    if block := re.search(r"(?:layers?|h|blocks?)\.(\d+)\.", name):
+    if block := re.search(r"(?:^|[./])(?:layers?|h|blocks?)\.(\d+)\.", name):
         return f"layers.{block.group(1)}"
     for part in ("embed", "lm_head", "norm", "rotary"):
         if part in name:
@@ -125,7 +126,8 @@ def _layer_of(name: str, size: int) -> str:
 def activation_bytes(model: ir.Model) -> int:
     """A few of the largest intermediate tensors, symbolic dimensions at one chunk of tokens.
 
-    The first dimension, which is the batch where it is symbolic, counts once. Decompressed weights
+    The first dimension, which is the batch where it is symbolic, counts once, and no tensor is larger
+    than tokens by tokens: of more unknown dimensions some are one, such as a mask's heads. Decompressed weights
     are no intermediates: targets multiply with the stored form.
     """
     largest = 0
@@ -136,10 +138,9 @@ def activation_bytes(model: ir.Model) -> int:
         for value in node.outputs:
             if value.shape is None or value.dtype is None or value in outputs:
                 continue
-            size = value.dtype.itemsize
-            for axis, dim in enumerate(value.shape):
-                size *= dim if isinstance(dim, int) else 1 if axis == 0 else _BATCH_TOKENS
-            largest = max(largest, int(size))
+            known = math.prod(dim for dim in value.shape if isinstance(dim, int))
+            unknown = sum(not isinstance(dim, int) for dim in value.shape[1:])
+            largest = max(largest, int(value.dtype.itemsize * known) * _BATCH_TOKENS ** min(unknown, 2))
     return _LIVE_TENSORS * largest
 
 

@@ -27,7 +27,7 @@ from aicc.compiler.disk import (
     sync,
     writing,
 )
-from aicc.compiler.graph_file import encode_graph, large_tensor_bytes, load_graph
+from aicc.compiler.graph_file import encode_graph, large_tensor_bytes
 from aicc.compiler.report import CompileReport
 from aicc.compiler.weights import WeightFile
 from aicc.runtime.artifact import (
@@ -49,8 +49,6 @@ from aicc.runtime.artifact import (
     encode_manifest,
 )
 from aicc.runtime.errors import IntegrityError, UsageError
-
-__all__ = ["ArtifactWriter", "load_graph"]
 
 _TOP_LEVEL = {MANIFEST_NAME, TIMINGS_PATH} | {
     path.split("/")[0] for path in (GRAPH_PATH, WEIGHTS_PATH, REPORT_PATH, TOKENIZER_PATH, "variants/<name>")

@@ -76,8 +76,8 @@ def compile_model(
             :data:`aicc.runtime.target.KV_KINDS`.
         activations: How what quantised weights are multiplied with is quantised: ``auto`` is the target's first
             choice, or another of :attr:`aicc.runtime.target.Target.activations`.
-        graph: Whether the artifact keeps the portable graph, from which it can be compiled for other targets; None
-            keeps it unless the target has the weights in a layout of its own.
+        graph: Whether the artifact keeps the portable graph, which tools for ONNX open; None keeps it unless the
+            target has the weights in a layout of its own.
         measure: Whether to measure a decoder's quality against its source.
         max_kl: Refuse an artifact whose mean KL divergence is above this.
         progress: Told the phase and what is being done.
@@ -123,7 +123,7 @@ def compile_model(
     if finished("quantize", imported):
         return report
     if output is None:
-        raise UsageError("no output was named for the artifact.", "Give -o FILE.aicc.")
+        raise UsageError("no output was named for the artifact.", "Give -o FOLDER.aicc.")
     weight_bytes = sum(layer.bytes for layer in report.layers)
     with ArtifactWriter(output, weight_bytes) as writer:
         variants = []
@@ -239,7 +239,7 @@ def _measured(
     if max_kl is not None and report.quality.kl_mean > max_kl:
         raise QualityError(
             f"mean KL divergence from the source is {report.quality.kl_mean:.4f}, above the allowed {max_kl}.",
-            "Use --quant auto or int8, or a smaller --group-size.",
+            "Use --quant auto, int8 or fp16, or a smaller --group-size.",
         )
     return msgspec.structs.replace(manifest, quality=report.quality)
 

@@ -26,7 +26,7 @@ class Fit(Enum):
 
     OPTIMAL = "optimal"  # made for exactly this
     USABLE = "usable"  # runs, something is not as it was compiled for
-    RECOMPILE = "recompile"  # the executable cannot be used here; the portable graph can be compiled again
+    RECOMPILE = "recompile"  # the executable cannot be used here; the model can be compiled again for this machine
     UNSUPPORTED = "unsupported"  # this machine cannot run it at all
 
 

@@ -161,7 +161,6 @@ class Sampler:
             if token >= vocab_size:
                 raise _bad("logit_bias", token, f"for token ids below {vocab_size}")
         self._params = params
-        self._vocab_size = vocab_size
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)
         self._counts: dict[int, int] = {}  # of the output's tokens

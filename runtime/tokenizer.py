@@ -69,11 +69,6 @@ class Tokenizer:
         self._literal.pre_tokenizer = self._backend.pre_tokenizer
 
     @property
-    def vocab_size(self) -> int:
-        """Ids the tokenizer knows; the model's table may be larger."""
-        return int(self._backend.get_vocab_size())
-
-    @property
     def special_tokens(self) -> dict[str, int]:
         """Tokens that mean structure, not text, and their ids."""
         return dict(self._special)

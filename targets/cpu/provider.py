@@ -136,7 +136,7 @@ def _open_model(artifact: Artifact, path: Path, library: ctypes.CDLL, options: L
     if options.threads is not None and not 1 <= options.threads <= _MOST_THREADS:
         raise UsageError(f"{options.threads} threads cannot be started.", f"Give 1 to {_MOST_THREADS}.")
     tokens = options.kv_tokens or (llm.context_length if llm else 0)
-    chosen = _Options(options.threads or 0, -(-tokens // about.page_tokens))
+    chosen = _Options(options.threads or min(processor().usable_cores, _MOST_THREADS), -(-tokens // about.page_tokens))
     kind = CpuDecoder if llm else CpuTensors
     return kind(library, about, chosen, weights, artifact.manifest.signatures)
 

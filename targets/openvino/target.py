@@ -14,7 +14,7 @@ _WEIGHTS = (
     WeightFormat(32),
 )
 
-# Operators whose stock conversion hides the pattern the plugin fuses, or that it has no kernel for.
+# Operators the plugin has no kernel for.
 _RULES: dict[str, OpRule] = {"Optional": "refuse", "SequenceMap": "refuse", "StringNormalizer": "refuse"}
 
 _LOWERING = "aicc.targets.openvino.lowering:lower"

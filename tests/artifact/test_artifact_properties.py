@@ -13,7 +13,7 @@ from artifact_sample import decoder_facts, forge_file, read_document, sealed, sm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aicc.compiler.package import load_graph
+from aicc.compiler.graph_file import load_graph
 from aicc.runtime.artifact import (
     GRAPH_PATH,
     Artifact,

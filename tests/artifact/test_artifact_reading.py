@@ -11,7 +11,7 @@ import onnx
 import pytest
 from artifact_sample import decoder_facts, forge, forge_file, read_document, sealed
 
-from aicc.compiler.package import load_graph
+from aicc.compiler.graph_file import load_graph
 from aicc.runtime.artifact import GRAPH_PATH, WEIGHTS_PATH, Artifact
 from aicc.runtime.errors import AiccError, IntegrityError, MismatchError, UsageError
 

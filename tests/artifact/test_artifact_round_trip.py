@@ -14,7 +14,8 @@ import pytest
 from artifact_sample import INPUT, NIBBLES, fill, small_graph, small_manifest, small_report, write_sample
 from onnx.reference import ReferenceEvaluator
 
-from aicc.compiler.package import ArtifactWriter, load_graph
+from aicc.compiler.graph_file import load_graph
+from aicc.compiler.package import ArtifactWriter
 from aicc.compiler.weights import WeightFile, tensor_bytes
 from aicc.runtime.artifact import GRAPH_PATH, WEIGHTS_PATH, Artifact, MemoryFacts
 

@@ -97,6 +97,11 @@ def test_a_compile_can_stop_early_and_leave_its_graphs(aicc: Run, onnx_file: Pat
     assert "MatMul" in (tmp_path / "graphs" / "2-quantize.txt").read_text()
 
 
+def test_a_check_does_not_take_every_unknown_dimension_for_a_prompt(aicc: Run):
+    done = aicc("check", "minilm-l6-int8", "--json")
+    assert msgspec.json.decode(done.out, type=CheckReport).memory_bytes < 1e9  # it has 23 MB of weights
+
+
 def test_check_tells_from_headers_what_the_artifact_will_be(aicc: Run, demo_artifact: Artifact):
     done = aicc("check", "smollm2-135m", "--json")
     assert done.code == 0

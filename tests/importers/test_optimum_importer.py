@@ -19,10 +19,10 @@ import transformers
 from numpy.typing import NDArray
 
 from aicc.compiler.check import check_model
+from aicc.compiler.graph_file import load_graph
 from aicc.compiler.importers import Source, import_model, optimum
 from aicc.compiler.importers.optimum_environment import environment
 from aicc.compiler.models import pull
-from aicc.compiler.package import load_graph
 from aicc.compiler.pipeline import compile_model
 from aicc.runtime import load
 from aicc.runtime.artifact import GRAPH_PATH, Artifact

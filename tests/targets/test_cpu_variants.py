@@ -14,10 +14,11 @@ from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
 from aicc.runtime import Artifact, Model, load
 from aicc.runtime.artifact import GRAPH_PATH, WEIGHTS_PATH
-from aicc.runtime.errors import MismatchError, UsageError
+from aicc.runtime.errors import MismatchError, UnsupportedError, UsageError
 from aicc.runtime.machine import processor
 from aicc.runtime.manifest import encode_manifest
 from aicc.runtime.target import all_targets, find_targets
+from aicc.targets.cpu.lowering.toolchain import compile_library
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
@@ -137,3 +138,15 @@ def test_weights_are_stored_once_and_the_portable_graph_is_kept_only_when_asked_
     assert sizes[1] > 1.5 * sizes[0]
     assert "no portable one" in run_aicc("inspect", several).out
     assert "no portable one" not in run_aicc("inspect", tmp_path / "with.aicc").out
+
+
+def test_a_compilers_cache_that_another_process_damaged_does_not_matter(tmp_path, monkeypatch):
+    zig = tmp_path / "cache/aicc/zig"
+    zig.mkdir(parents=True)
+    for folder in ("b", "h", "o", "tmp", "z"):
+        (zig / folder).write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    library = compile_library("int answer(void) { return 42; }", "portable", tmp_path)
+    assert (tmp_path / library).stat().st_size
+    with pytest.raises(UnsupportedError, match=r"model\.c:1:1: error"):
+        compile_library("this is no C", "portable", tmp_path)

@@ -13,7 +13,7 @@
 
 #define AICC_BLOCK 8 /* weight vectors of a block: 32 inputs of 8 outputs */
 #ifndef AICC_PREFETCH
-#define AICC_PREFETCH 16384 /* as in linear_avx512vnni.h */
+#define AICC_PREFETCH 32768 /* as in linear_avx512vnni.h */
 #endif
 
 /* Block `b` of group `g`, outputs 8 half .. 8 half + 7, and in at[] the input of each vector within its group. */

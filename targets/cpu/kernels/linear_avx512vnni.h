@@ -78,7 +78,7 @@ AICC_INLINE __m512 aicc_group_minimum(const uint8_t *panel, int32_t g, aicc_weig
  * Streams that start anew with every panel are more than the hardware foresees: without this, decode runs at a third
  * of the speed of memory. */
 #ifndef AICC_PREFETCH
-#define AICC_PREFETCH 16384
+#define AICC_PREFETCH 32768
 #endif
 
 AICC_INLINE void aicc_prefetch_group(const uint8_t *panel, int32_t g, aicc_weight w) {

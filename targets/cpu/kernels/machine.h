@@ -39,7 +39,7 @@ static inline int32_t aicc_usable_cores(void) {
         aicc_read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", quota);
         aicc_read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_period_us", period);
     }
-    if (quota[0] > 0 && period[0] > 0) cores = AICC_MIN(cores, (int32_t)AICC_MAX(1, quota[0] / period[0]));
+    if (quota[0] > 0 && period[0] > 0) cores = AICC_MIN(cores, (int32_t)((quota[0] + period[0] - 1) / period[0]));
     return cores;
 }
 

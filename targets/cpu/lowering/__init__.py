@@ -51,8 +51,8 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     packer = Packer(weights, weights_identity(program, imported.info.sha256))
     kv = kv_dtype(imported.graph, target)
     source = emit_model(program, steps, packer, imported.info.name, KV_TYPES[kv])
-    Path(directory, SOURCE_FILE).write_text(source.text)
-    library = compile_library(source.text, target.variant, directory)
+    Path(directory, SOURCE_FILE).write_text(source)
+    library = compile_library(source, target.variant, directory)
     return LoweredVariant(
         files=[SOURCE_FILE, library],
         requires={"architecture": target.architecture, "instruction_sets": " ".join(target.instruction_sets)},

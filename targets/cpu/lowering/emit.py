@@ -45,22 +45,7 @@ class Function:
     unit_bytes: int
 
 
-@dataclass(slots=True)
-class Source:
-    """A model in C.
-
-    Attributes:
-        text: ``model.c``.
-        page_bytes: KV memory of 16 tokens.
-        buffer_bytes: Memory of the steps' buffers.
-    """
-
-    text: str
-    page_bytes: int
-    buffer_bytes: int
-
-
-def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, kv: str) -> Source:
+def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, kv: str) -> str:
     """Write a model as C, and its weights into the packer.
 
     Args:
@@ -107,7 +92,7 @@ def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, k
             ),
         ]
     )  # fmt: skip
-    return Source(text, page_bytes, buffer_bytes)
+    return text
 
 
 _TOP = """\

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from aicc.compiler.quantization.blockwise import BlockwiseWeight, match_blockwise
 
 LANES = 16  # rows of a panel
-_LARGEST_GROUP = 128  # of activations: larger groups of weights are cut, their scales repeated
 _FLOATS = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16", ir.DataType.BFLOAT16: "BF16"}
 BYTES = {"F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8": 1.0, "Q4": 0.5, "NONE": 0.0}
 
@@ -87,9 +86,12 @@ class Matrix:
 
 
 def pack_group(group: int, columns: int) -> tuple[int, int]:
-    """Group size and padded columns for a weight whose scales are shared by ``group`` columns."""
+    """Group size and padded columns for a weight whose scales are shared by ``group`` columns.
+
+    Larger groups are cut, their scales repeated: activations are quantised 128 at a time at most.
+    """
     for size in (128, 64, 32):
-        if size <= _LARGEST_GROUP and group % size == 0:
+        if group % size == 0:
             return size, columns
     return 32, -(-columns // 32) * 32  # whole rows of an odd length: one scale for all, so any cut will do
 

@@ -58,15 +58,20 @@ def compile_library(source: str, variant: str, directory: Path) -> str:
         ResourceError: No disk to compile on.
     """
     machine = MACHINES[variant]
-    caches = cache_directory() / "zig"
-    environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": str(caches), "ZIG_LOCAL_CACHE_DIR": str(caches / "local")}
     try:
-        caches.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "model.c").write_text(source)
             command = [*_compiler(), *_FLAGS, "-target", machine.triple, *machine.flags, f"-I{KERNELS}", "model.c"]
             command += ["-o", LIBRARY, "-lm", "-lpthread"]
-            _run(command, folder, environment)
+            # The first cache is everybody's, so that the C library is made once: another process may be emptying it
+            # or have been killed in it. What fails in a cache of its own as well is the compiler's own word.
+            if _run(command, folder, cache_directory() / "zig"):
+                refused = _run(command, folder, Path(folder, "cache"))
+                if refused:
+                    raise UnsupportedError(
+                        f"the C compiler refuses the model: {refused}.",
+                        "This is a defect of aicc: please report it. Until then compile for another target.",
+                    )
             Path(directory, LIBRARY).write_bytes(Path(folder, LIBRARY).read_bytes())
     except OSError as error:
         raise ResourceError(
@@ -92,7 +97,10 @@ def _compiler() -> list[str]:
     return [sys.executable, "-m", "ziglang", "cc"]
 
 
-def _run(command: list[str], folder: str, environment: dict[str, str]) -> None:
+def _run(command: list[str], folder: str, cache: Path) -> str:
+    """Run the compiler; what it says against the model, empty if nothing."""
+    cache.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": str(cache), "ZIG_LOCAL_CACHE_DIR": str(cache / "local")}
     try:
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT
@@ -101,9 +109,7 @@ def _run(command: list[str], folder: str, environment: dict[str, str]) -> None:
         raise UnsupportedError(
             f"the C compiler did not finish the model in {_TIMEOUT} seconds.", "Compile for another target."
         ) from error
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-        raise UnsupportedError(
-            f"the C compiler refuses the model: {'; '.join(line.strip() for line in said[:3]) or done.returncode}.",
-            "This is a defect of aicc: please report it. Until then compile for another target.",
-        )
+    if not done.returncode:
+        return ""
+    said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+    return "; ".join(line.strip() for line in said[:3]) or f"it ended with {done.returncode}"

@@ -34,7 +34,6 @@ class PagedAttention:
     """
 
     stand_in: ov.Node
-    query_heads: int
     kv_heads: int
     head_size: int
     scale: float
@@ -74,7 +73,7 @@ class DecoderConversions:
         ]
         stand_in = op.variadic_split(op.concat(flat, 1), _int(1), _ints(width, _width(key), _width(value)))
         scale = node.get_attribute("scale", 0.0) or head_size**-0.5
-        self.attentions.append(PagedAttention(stand_in, query_heads, kv_heads, head_size, scale))
+        self.attentions.append(PagedAttention(stand_in, kv_heads, head_size, scale))
         rows = op.reshape(stand_in.output(0), _ints(-1, 1, width), False)
         return [rows.output(0), stand_in.output(1), stand_in.output(2)]
 
