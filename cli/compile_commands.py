@@ -170,7 +170,15 @@ def check(model: str, target: str, quant: str, group_size: int | None, kv: str, 
     "-o",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="The artifact to make. [default: MODEL.aicc]",
+    help="The artifact to make. [default: MODEL.aicc, or MODEL-lib]",
+)
+@click.option(
+    "--emit",
+    type=click.Choice(["artifact", "lib"]),
+    default="artifact",
+    show_default=True,
+    help="lib: a folder for programs in C, without Python: aicc_model.h, libmodel.a and .so, the weights and the "
+    "tokenizer. See docs/devices.md.",
 )
 @click.option(
     "--dump-graph",
@@ -213,6 +221,7 @@ def compile_command(
     activations: str,
     importer: str,
     output: Path | None,
+    emit: str,
     dump_graph: Path | None,
     stop_after: str | None,
     graph: bool | None,
@@ -232,16 +241,19 @@ def compile_command(
     _check_group_size(quant, group_size)
     if max_kl is not None and not measure:
         raise click.UsageError("--max-kl needs the measurement that --no-measure leaves out.")
+    if emit == "lib" and (len(chosen) > 1 or stop_after):
+        raise click.UsageError("--emit lib is for one target and all phases.")
     with compiler():
         from aicc.compiler.disk import remove_staging
+        from aicc.compiler.library import compile_to_library
         from aicc.compiler.pipeline import compile_model
 
         with Progress() as progress, stoppable(remove_staging):
             source = _resolve(model, progress)
-            artifact = output or Path(f"{_stem(model)}.aicc")
-            report = compile_model(
+            artifact = output or Path(f"{_stem(model)}.aicc" if emit == "artifact" else f"{_stem(model)}-lib")
+            report = (compile_model if emit == "artifact" else compile_to_library)(
                 source,
-                chosen,
+                chosen if emit == "artifact" else chosen[0],  # type: ignore[arg-type]
                 artifact,
                 quant=quant,  # type: ignore[arg-type]
                 group_size=group_size,

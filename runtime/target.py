@@ -63,6 +63,8 @@ class Target(msgspec.Struct, frozen=True):
             default.
         description: One line for ``aicc targets``.
         lowering: ``module:function`` of the compile half; None if nothing is compiled for it.
+        library: ``module:function`` that makes a C library of an artifact, for programs without Python; None if
+            there is none.
         provider: ``module:Class`` of the runtime half; None if it cannot run from an artifact.
         device: The provider's name of the device, as shown to users.
         extra: The pip extra that brings what the family needs, empty if nothing.
@@ -93,6 +95,7 @@ class Target(msgspec.Struct, frozen=True):
     provider: str | None
     device: str
     extra: str = ""
+    library: str | None = None
     compute_dtypes: tuple[str, ...] = ("float32",)
     weight_formats: tuple[WeightFormat, ...] = (WeightFormat(32),)
     kv_dtypes: tuple[str, ...] = ()

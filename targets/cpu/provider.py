@@ -29,6 +29,7 @@ _INT64 = 4  # AICC_I64
 _MAX_RANK = 8  # AICC_MAX_RANK
 _TOKEN, _CONTEXT = 6, 9  # aicc_status: AICC_ERROR_TOKEN, AICC_ERROR_CONTEXT
 _MOST_THREADS = 256  # AICC_MAX_THREADS
+_MOST_PAGES = 2**31 - 1  # of an int32
 
 
 class _Description(Structure):
@@ -136,7 +137,10 @@ def _open_model(artifact: Artifact, path: Path, library: ctypes.CDLL, options: L
     if options.threads is not None and not 1 <= options.threads <= _MOST_THREADS:
         raise UsageError(f"{options.threads} threads cannot be started.", f"Give 1 to {_MOST_THREADS}.")
     tokens = options.kv_tokens or (llm.context_length if llm else 0)
-    chosen = _Options(options.threads or min(processor().usable_cores, _MOST_THREADS), -(-tokens // about.page_tokens))
+    pages = -(-tokens // about.page_tokens)
+    if pages > _MOST_PAGES:
+        raise ResourceError(f"there is no memory for keys and values of {tokens} tokens.", "Give fewer --kv-tokens.")
+    chosen = _Options(options.threads or min(processor().usable_cores, _MOST_THREADS), pages)
     kind = CpuDecoder if llm else CpuTensors
     return kind(library, about, chosen, weights, artifact.manifest.signatures)
 

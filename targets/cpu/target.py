@@ -15,6 +15,7 @@ def _target(variant: str, description: str, architecture: str, instruction_sets:
         description=description,
         lowering="aicc.targets.cpu.lowering:lower",
         provider="aicc.targets.cpu.provider:CpuProvider",
+        library="aicc.targets.cpu.lowering.library:write_library",
         device="CPU",
         weight_formats=(
             WeightFormat(4, _GROUPS, "float"),

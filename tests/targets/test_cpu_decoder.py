@@ -12,7 +12,7 @@ from tolerances import TOLERANCES, cosine
 
 from aicc.compiler.pipeline import compile_model
 from aicc.runtime import Artifact, Model, load
-from aicc.runtime.errors import AiccError, IntegrityError, UsageError
+from aicc.runtime.errors import AiccError, IntegrityError, ResourceError, UsageError
 from aicc.runtime.provider import TokenBatch
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
@@ -148,7 +148,7 @@ def test_a_batch_that_makes_no_sense_is_an_error_and_the_model_goes_on(
 ) -> None:
     good = {"tokens": [[5]], "past": [0], "pages": [[7]]}
     batch = _batch(good["tokens"], good["past"], good["pages"])
-    fields = {name: getattr(batch, name) for name in TokenBatch.__dataclass_fields__} | change
+    fields = {name: getattr(batch, name) for name in TokenBatch.__struct_fields__} | change
     with pytest.raises(UsageError, match=said):
         compact._executable.forward(TokenBatch(**fields))  # type: ignore[attr-defined]
     assert np.isfinite(_forward(compact, [[5]], [0], [[7]])).all()
@@ -182,3 +182,9 @@ def test_weights_of_another_model_are_noticed(compact_path: Path) -> None:
             file.seek(0)
             file.write(header)
     Artifact.open(compact_path).verify()
+
+
+@pytest.mark.parametrize("tokens", [2**31 * 16, 2**36 + 16, 2**62])
+def test_more_tokens_than_any_memory_holds_are_refused_and_never_wrapped(compact_path: Path, tokens: int) -> None:
+    with pytest.raises(ResourceError, match="there is no memory"):
+        load(compact_path, kv_tokens=tokens)

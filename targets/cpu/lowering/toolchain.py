@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +17,17 @@ from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError
 from aicc.runtime.machine import cache_directory
 
 KERNELS = Path(__file__).parents[1] / "kernels"
-LIBRARY = "libmodel.so"
+LIBRARY, ARCHIVE = "libmodel.so", "libmodel.a"
 _TIMEOUT = 600  # seconds; a model takes a few
+_DISK_BYTES = 64 << 20  # with less than that free, a compiler that fails has run out of it
 
 # Contraction is off because kernels say themselves where a multiply-add is fused; the path map and the
 # missing build id make the same source give the same bytes wherever it is compiled.
 _FLAGS = (
     "-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-semantic-interposition",
-    "-fvisibility=hidden", "-fPIC", "-shared", "-Wl,-s", "-Wl,--build-id=none", "-Wno-unused-function",
+    "-fvisibility=hidden", "-fPIC", "-g0", "-Wno-unused-function",
 )  # fmt: skip
+_LINKED = ("-shared", "-Wl,-s", "-Wl,--build-id=none", "-lm", "-lpthread")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +62,50 @@ def compile_library(source: str, variant: str, directory: Path) -> str:
         UnsupportedError: It does not compile the model, or not in time.
         ResourceError: No disk to compile on.
     """
+    with _compiled(source, variant, (*_LINKED, "-o", LIBRARY)) as folder:
+        Path(directory, LIBRARY).write_bytes(Path(folder, LIBRARY).read_bytes())
+    return LIBRARY
+
+
+def compile_archive(source: str, variant: str, directory: Path) -> str:
+    """Compile ``model.c`` to a static library; otherwise as :func:`compile_library`."""
+    with _compiled(source, variant, ("-c", "-o", "model.o")) as folder:
+        archiver = [sys.executable, "-m", "ziglang", "ar", "rcsD", ARCHIVE, "model.o"]
+        if refused := _run(archiver, folder, cache_directory() / "zig"):
+            raise ResourceError(f"{ARCHIVE} cannot be made: {refused}.", "Free some disk.")
+        Path(directory, ARCHIVE).write_bytes(Path(folder, ARCHIVE).read_bytes())
+    return ARCHIVE
+
+
+@contextmanager
+def _compiled(source: str, variant: str, options: tuple[str, ...]) -> Iterator[str]:
+    """A folder with what the compiler made of ``model.c``, until the block ends."""
     machine = MACHINES[variant]
+    command = [*_compiler(), *_FLAGS, "-target", machine.triple, *machine.flags, f"-I{KERNELS}", "model.c", *options]
     try:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "model.c").write_text(source)
-            command = [*_compiler(), *_FLAGS, "-target", machine.triple, *machine.flags, f"-I{KERNELS}", "model.c"]
-            command += ["-o", LIBRARY, "-lm", "-lpthread"]
             # The first cache is everybody's, so that the C library is made once: another process may be emptying it
             # or have been killed in it. What fails in a cache of its own as well is the compiler's own word.
-            if _run(command, folder, cache_directory() / "zig"):
-                refused = _run(command, folder, Path(folder, "cache"))
-                if refused:
-                    raise UnsupportedError(
-                        f"the C compiler refuses the model: {refused}.",
-                        "This is a defect of aicc: please report it. Until then compile for another target.",
-                    )
-            Path(directory, LIBRARY).write_bytes(Path(folder, LIBRARY).read_bytes())
+            if _run(command, folder, cache_directory() / "zig") and (
+                refused := _run(command, folder, Path(folder, "cache"))
+            ):
+                for place in (Path(folder), cache_directory()):
+                    if shutil.disk_usage(place).free < _DISK_BYTES:
+                        raise ResourceError(
+                            f"the C compiler ended with too little space left in {place}.",
+                            "Free some disk, or set XDG_CACHE_HOME and TMPDIR.",
+                        )
+                raise UnsupportedError(
+                    f"the C compiler refuses the model: {refused}.",
+                    "This is a defect of aicc: please report it. Until then compile for another target.",
+                )
+            yield folder
     except OSError as error:
         raise ResourceError(
             f"the C compiler cannot work: {error.strerror or error}.",
             "Free some disk, or set XDG_CACHE_HOME and TMPDIR.",
         ) from error
-    return LIBRARY
 
 
 def compiler_version() -> str:

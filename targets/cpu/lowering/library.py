@@ -1,0 +1,48 @@
+"""A model as a C library, for programs without Python: what ``aicc compile --emit lib`` writes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from aicc.runtime.artifact import TOKENIZER_PATH, WEIGHTS_PATH, Artifact
+from aicc.runtime.errors import UnsupportedError
+from aicc.runtime.target import find_target
+from aicc.targets.cpu.lowering.tokenizer_file import tokenizer_file
+from aicc.targets.cpu.lowering.toolchain import KERNELS, LIBRARY, compile_archive
+
+HEADER, WEIGHTS, TOKENIZER = "aicc_model.h", "model.bin", "tokenizer.bin"
+
+
+def write_library(artifact: Artifact, folder: Path) -> list[str]:
+    """Write the header, the library in both forms, the weights and, for decoders, the tokenizer.
+
+    Args:
+        artifact: Of this family; its first variant is taken.
+        folder: Made here.
+
+    Returns:
+        Notes: what the folder lacks, and why.
+
+    Raises:
+        UnsupportedError: The C compiler refuses the model.
+        ResourceError: No disk to compile on.
+    """
+    variant = artifact.manifest.variants[0]
+    made = artifact.path / "variants" / variant.name
+    folder.mkdir()
+    shutil.copyfile(KERNELS / HEADER, folder / HEADER)
+    shutil.copyfile(made / LIBRARY, folder / LIBRARY)
+    compile_archive((made / "model.c").read_text(), find_target(variant.target).variant, folder)
+    try:
+        os.link(artifact.file(WEIGHTS_PATH), folder / WEIGHTS)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(artifact.file(WEIGHTS_PATH), folder / WEIGHTS)
+    if artifact.manifest.llm is None or not artifact.has(TOKENIZER_PATH):
+        return []
+    try:
+        (folder / TOKENIZER).write_bytes(tokenizer_file(artifact))
+    except UnsupportedError as error:
+        return [f"no {TOKENIZER}: {error.message}"]
+    return []

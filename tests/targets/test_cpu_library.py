@@ -1,0 +1,127 @@
+"""A model as a C library: a chat without Python says what the runtime says."""
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aicc.compiler.library import compile_to_library
+from aicc.compiler.pipeline import compile_model
+from aicc.compiler.sources import resolve
+from aicc.runtime import Artifact, Model, load
+from aicc.runtime.errors import UsageError
+from aicc.runtime.machine import processor
+from aicc.runtime.target import find_target
+from aicc.targets.cpu.lowering.library import write_library
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
+
+from miniatures import make_decoder
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "c"
+COMPILER = [sys.executable, "-m", "ziglang", "cc", "-O2", "-Wall", "-Wextra", "-Werror"]
+CPU = find_target("cpu")
+
+pytestmark = pytest.mark.skipif(not CPU.runs_on(processor()), reason=f"{CPU.name} does not run here")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    path = tmp_path_factory.mktemp("artifact") / "smollm2.aicc"
+    compile_model(resolve("smollm2-135m"), CPU, path, measure=False)
+    return Artifact.open(path)
+
+
+@pytest.fixture(scope="module")
+def folder(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("library") / "smollm2"
+    assert write_library(artifact, path) == []
+    return path
+
+
+@pytest.fixture(scope="module")
+def chat(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("chat") / "chat"
+    make = ["make", "-B", f"CC={' '.join(COMPILER)}", f"MODEL={folder}", f"PROGRAM={program}"]
+    subprocess.run(make, cwd=EXAMPLE, check=True, capture_output=True, timeout=300)
+    return program
+
+
+@pytest.fixture(scope="module")
+def model(artifact: Artifact):
+    with load(artifact.path) as model:
+        yield model
+
+
+@pytest.mark.parametrize("question", ["What is the capital of France?", "Où est la gare ? 12345 🦜", "<|im_end|> x"])
+def test_a_chat_in_c_says_what_the_runtime_says(chat: Path, folder: Path, model: Model, question: str):
+    said = subprocess.run([chat, folder, "-n", "16", question], check=True, capture_output=True, timeout=300).stdout
+    ids = model.chat_ids([{"role": "user", "content": question}])
+    assert said.decode(errors="replace") == model.generate(ids, max_tokens=16).text + "\n"
+
+
+def test_bad_files_and_words_are_named(chat: Path, folder: Path, tmp_path: Path):
+    for name in ("tokenizer.bin", "model.bin"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes()[:-4096])
+    told = subprocess.run([chat, tmp_path, "x"], capture_output=True, text=True, timeout=60)
+    assert (told.returncode, told.stderr) == (1, f"chat: {tmp_path}/tokenizer.bin: is no tokenizer\n")
+    (tmp_path / "tokenizer.bin").write_bytes((folder / "tokenizer.bin").read_bytes())
+    told = subprocess.run([chat, tmp_path, "x"], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 1
+    assert told.stderr.startswith(f"chat: {tmp_path}/model.bin: ")
+    told = subprocess.run([chat, folder, b"\xff"], capture_output=True, text=True, timeout=60)
+    assert (told.returncode, told.stderr) == (1, "chat: the question: is not UTF-8\n")
+
+
+def test_the_code_for_a_device_is_small(folder: Path):
+    sizes = {name: (folder / name).stat().st_size for name in ("libmodel.so", "libmodel.a")}
+    assert max(sizes.values()) <= 300_000, sizes
+
+
+@pytest.fixture(scope="module")
+def encode(folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.so"
+    command = [*COMPILER, "-std=gnu11", "-fPIC", "-shared", "tokenizer.c", "-o", str(path)]
+    subprocess.run(command, cwd=EXAMPLE, check=True, capture_output=True, timeout=300)
+    library = ctypes.CDLL(str(path))
+    library.tokenizer_encode.restype = ctypes.c_long
+    data = ctypes.create_string_buffer((folder / "tokenizer.bin").read_bytes())
+    handle = ctypes.create_string_buffer(512)
+    assert library.tokenizer_open(handle, data, ctypes.c_size_t(len(data) - 1)) == 0
+
+    def encode(text: str) -> list[int]:
+        raw = text.encode()
+        ids = (ctypes.c_int64 * (len(raw) + 1))()
+        count = library.tokenizer_encode(handle, raw, ctypes.c_size_t(len(raw)), 0, ids, ctypes.c_size_t(len(ids)))
+        assert count >= 0
+        return list(ids[:count])
+
+    return encode
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \n'tsl09aAéß你的שلا"), max_size=60))
+@settings(deadline=None, max_examples=300)
+def test_the_tokenizer_in_c_cuts_as_the_library_does(encode, model: Model, text: str):
+    assert encode(text) == model.tokenizer.encode_parts([(text, True)])
+
+
+def test_a_folder_that_is_no_library_is_left_alone(tmp_path: Path):
+    make_decoder("llama").save_pretrained(tmp_path / "source")
+    source = resolve(str(tmp_path / "source"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(UsageError, match="is no library"):
+        compile_to_library(source, CPU, tmp_path / "mine")
+    with pytest.raises(UsageError, match="no C library"):
+        compile_to_library(source, find_target("null"), tmp_path / "new")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["mine", "source"]
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "aicc_model.h").write_text("of an earlier library, which is replaced")
+    compile_to_library(source, CPU, tmp_path / "new")
+    made = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert made == ["aicc_model.h", "libmodel.a", "libmodel.so", "model.bin"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["mine", "new", "source"]
