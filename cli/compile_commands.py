@@ -177,7 +177,7 @@ def check(model: str, target: str, quant: str, group_size: int | None, kv: str, 
     type=click.Choice(["artifact", "lib"]),
     default="artifact",
     show_default=True,
-    help="lib: a folder for programs in C, without Python: aicc_model.h, libmodel.a and .so, the weights and the "
+    help="With lib, a folder for programs in C, without Python: aicc_model.h, libmodel.a and .so, the weights and the "
     "tokenizer. See docs/devices.md.",
 )
 @click.option(
