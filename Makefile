@@ -10,7 +10,7 @@ ARTIFACT := build/smollm2-135m.aicc
 TARGET ?= $(if $(filter x86_64,$(shell uname -m)),cpu,openvino:cpu)
 PROMPT ?= What is the capital of France?
 
-.PHONY: demo help test test-full test-native soak bench docs lint clean
+.PHONY: demo help emulators test test-full test-native soak bench docs lint clean
 
 demo: $(ARTIFACT)  ## Compile a real language model and ask it something.
 	$(AICC) inspect $(ARTIFACT)
@@ -22,15 +22,23 @@ help:  ## What there is to make.
 $(ARTIFACT): $(VENV)/.compile
 	$(AICC) compile smollm2-135m --target $(TARGET) -o $@
 
-test: $(VENV)/.test lint  ## Everything CI checks; set-up included.
+test: $(VENV)/.test emulators lint  ## Everything CI checks; set-up included.
 	$(BIN)/pytest
 
-test-full: $(VENV)/.test lint  ## The long checks too: other importers' environments, larger models.
+test-full: $(VENV)/.test emulators lint  ## The long checks too: other importers' environments, larger models.
 	$(BIN)/pytest -m "full or not full"
 
 # By gcc, since the ziglang wheel has no sanitizer runtime; Python itself is not built for it, so the runtime is preloaded.
 test-native: $(VENV)/.test  ## The C kernels and the C interface under AddressSanitizer and UndefinedBehaviorSanitizer.
 	AICC_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$(gcc -print-file-name=libasan.so) $(BIN)/pytest tests/native
+
+# Other processors, for the tests: Debian's package, unpacked here. Without it those tests are skipped and say so.
+APT := apt-get -qq -o Dir::State::Lists=$(CURDIR)/build/qemu/lists -o Dir::Cache=$(CURDIR)/build/qemu/cache -o Debug::NoLocking=1
+emulators:
+	@command -v qemu-riscv64 >/dev/null || test -x build/qemu/usr/bin/qemu-riscv64-static || { \
+	  mkdir -p build/qemu/lists/partial build/qemu/cache/archives/partial && cd build/qemu && \
+	  $(APT) update && $(APT) download qemu-user-static && dpkg-deb -x qemu-user-static*.deb . && rm -r lists cache *.deb; \
+	} || echo "No emulators can be fetched: tests of other processors will be skipped."
 
 lint: $(VENV)/.test  ## Style, types, and which package may import which.
 	$(BIN)/ruff check .

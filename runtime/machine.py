@@ -23,6 +23,8 @@ INSTRUCTION_SETS = (
     "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
     # Arm
     "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
+    # RISC-V
+    "rvv",
 )  # fmt: skip
 
 
@@ -59,6 +61,11 @@ def processor(root: Path = ROOT) -> Processor:
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    if "amx_tile" in flags and root == ROOT and not _may_use_tiles():
+        flags = {name for name in flags if not name.startswith("amx")}
+    # "rv64imafdcv_zicsr_...": one letter for each extension, up to the first underscore.
+    if "v" in fields.get("isa", "").partition("_")[0].removeprefix("rv64"):
+        flags.add("rvv")
     cores = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     return Processor(
@@ -68,6 +75,12 @@ def processor(root: Path = ROOT) -> Processor:
         cores=cores,
         usable_cores=max(1, min([usable, *_cpu_quotas(root)])),
     )
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for AMX's registers, as every process that uses them has to: some sandboxes refuse."""
+    arch_prctl, arch_req_xcomp_perm, xfeature_xtiledata = 158, 0x1023, 18
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, arch_req_xcomp_perm, xfeature_xtiledata) == 0)
 
 
 def memory(root: Path = ROOT) -> Memory:

@@ -1,30 +1,49 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from ctypes import byref, c_int32, c_size_t, c_ssize_t
 
 import numpy as np
 import pytest
-from native_build import HERE, ISA_NEEDS, build, missing_features
+from native_build import HERE, ISAS, build, emulator
 from native_model import address, aligned
 from numpy.typing import NDArray
 from packing import Form, pack
+from remote import RemoteLibrary
 
-ACCELERATED = [isa for isa in ISA_NEEDS if isa != "portable"]
+ACCELERATED = [isa for isa in ISAS if isa != "portable"]
+
+
+# What takes an emulator minutes is left to `make test-full`: attention has no code of an instruction set's own.
+LONG = ("aarch64-portable", "riscv64-portable", "riscv64 of 512 bits")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        isa = next((parameters[name] for name in ("kernels", "accelerated", "attending") if name in parameters), None)
+        if isa in LONG or (isa and ISAS[isa].emulator and "attending" in parameters):
+            item.add_marker(pytest.mark.full)
 
 
 class Kernels:
     """One instruction set's kernels, on numpy arrays."""
 
-    def __init__(self, isa: str):
-        self.lib = ctypes.CDLL(str(build(HERE / "kernels.c", isa)))
-        self.lib.form_at.restype = Form
-        self.lib.panel_bytes.restype = self.lib.row_bytes.restype = c_size_t
-        self.lib.isa.restype = ctypes.c_char_p
-        self.isa = self.lib.isa().decode()
-
-    def forms(self) -> list[Form]:
-        return [self.lib.form_at(index) for index in range(self.lib.form_count())]
+    def __init__(self, isa: str, attention: bool = False):
+        defines = ("WITH_ATTENTION",) if attention else ()
+        self.lib: ctypes.CDLL | RemoteLibrary
+        if command := ISAS[isa].emulator:
+            self.lib = RemoteLibrary((str(emulator(command[0])), *command[1:]), build(HERE / "remote.c", isa, defines))
+        else:
+            self.lib = ctypes.CDLL(str(build(HERE / "kernels.c", isa, defines)))
+            self.lib.panel_bytes.restype = self.lib.row_bytes.restype = c_size_t
+        name = np.zeros(16, np.uint8)
+        self.lib.isa(address(name))
+        self.isa = bytes(name).rstrip(b"\0").decode()
+        self.forms = [Form() for _ in range(self.lib.form_count())]
+        for index, form in enumerate(self.forms):
+            self.lib.form_at(index, byref(form))
 
     def quantise(self, x: NDArray[np.float32], k: int, group: int, parts: int = 1) -> NDArray[np.uint8]:
         """Rows of records `[rows, bytes]` of float rows, zeros added up to k."""
@@ -68,19 +87,27 @@ def portable() -> Kernels:
     return Kernels("portable")
 
 
-@pytest.fixture(scope="session", params=["portable", *ACCELERATED])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return runnable(request.param)
+@pytest.fixture(scope="session", params=ISAS)
+def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    yield from runnable(request.param)
+
+
+@pytest.fixture(scope="session", params=[name for name, isa in ISAS.items() if isa.name != "amx"])
+def attending(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    """The same, attention too, which has no use for tiles."""
+    yield from runnable(request.param, attention=True)
 
 
 @pytest.fixture(scope="session", params=ACCELERATED)
-def accelerated(request: pytest.FixtureRequest) -> Kernels:
-    return runnable(request.param)
+def accelerated(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    yield from runnable(request.param)
 
 
-def runnable(isa: str) -> Kernels:
-    if missing := missing_features(isa):
-        pytest.skip(f"this machine cannot run {isa}: its processor lacks {', '.join(missing)}")
-    made = Kernels(isa)
-    assert made.isa == isa
-    return made
+def runnable(isa: str, attention: bool = False) -> Iterator[Kernels]:
+    if missing := ISAS[isa].missing():
+        pytest.skip(f"this machine cannot run {isa}: {missing}")
+    made = Kernels(isa, attention)
+    assert made.isa == ISAS[isa].name
+    yield made
+    if isinstance(made.lib, RemoteLibrary):
+        made.lib.close()

@@ -1,4 +1,4 @@
-/* Doors to the kernels for ctypes. Forms of weights and heads are constants here as they are in a compiled model, so
+/* Doors to the kernels: arguments are integers and buffers, as remote.c can pass them on. Forms of weights and heads are constants here as they are in a compiled model, so
  * that tests run the code that models run; only k varies. */
 #include "attention.h"
 #include "batch.h"
@@ -9,8 +9,8 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-EXPORT const char *isa(void) {
-    return AICC_ISA;
+EXPORT void isa(char *name) {
+    memcpy(name, AICC_ISA, sizeof AICC_ISA);
 }
 
 /* FORM(format, group, zero, scales, minima) */
@@ -30,8 +30,8 @@ EXPORT int32_t form_count(void) {
     return sizeof forms / sizeof forms[0];
 }
 
-EXPORT aicc_weight form_at(int32_t index) {
-    return forms[index];
+EXPORT void form_at(int32_t index, aicc_weight *form) {
+    *form = forms[index];
 }
 
 static int same(aicc_weight a, aicc_weight b) {
@@ -73,12 +73,12 @@ EXPORT void quantise_row(uint8_t *row, int32_t k, int32_t group, int32_t parts, 
     }
 }
 
-EXPORT void rms_norm(float *y, const float *x, const float *weight, int32_t width, float epsilon) {
-    aicc_rms_norm(y, x, weight, width, epsilon);
+EXPORT void rms_norm(float *y, const float *x, const float *weight, int32_t width) {
+    aicc_rms_norm(y, x, weight, width, 1e-5f);
 }
 
-EXPORT void layer_norm(float *y, const float *x, const float *weight, const float *bias, int32_t width, float epsilon) {
-    aicc_layer_norm(y, x, weight, bias, width, epsilon);
+EXPORT void layer_norm(float *y, const float *x, const float *weight, const float *bias, int32_t width) {
+    aicc_layer_norm(y, x, weight, bias, width, 1e-5f);
 }
 
 EXPORT void rope(float *head, const float *cosine, const float *sine, int32_t rotary, int32_t interleaved) {
@@ -97,6 +97,7 @@ FUNCTION(erf)
 FUNCTION(gelu)
 FUNCTION(gelu_tanh)
 
+#if defined(WITH_ATTENTION) /* most of the time it takes to compile this */
 /* query heads, KV heads, head size, cache, causal, window, scale, soft cap */
 #define HEADS(CASE) \
     CASE(0, 9, 3, 64, AICC_F16, 1, 0, 0.125f, 0.0f) CASE(1, 4, 4, 32, AICC_F32, 1, 0, 0.2f, 0.0f) \
@@ -106,10 +107,16 @@ FUNCTION(gelu_tanh)
 
 /* Write keys and values [T][kv_heads][head_dim] of a batch into the cache, then attend. Float rows in and out; the
  * cache has one layer. `threads` only decides how the work is cut. Returns the number of items, or -1. */
-EXPORT int32_t attention(int32_t number, const aicc_batch *batch, int32_t threads, const float *q, const float *k,
-                         const float *v, uint8_t *cache, float *out, uint8_t *quantised, uint8_t *scratch, float *partials,
-                         int32_t *positions, aicc_attention_item *items) {
+EXPORT int32_t attention(int32_t number, int32_t sequences, int32_t tokens, const int32_t *starts, const int32_t *past,
+                         const int32_t *pages, const int32_t *page_starts, int32_t threads, const float *q, const float *k,
+                         const float *v, uint8_t *cache, float *out, uint8_t *quantised, int32_t *positions) {
     static _Atomic uint32_t arrivals[AICC_SPLIT_SLOTS * 4];
+    static _Alignas(64) uint8_t scratch[(AICC_ATTENTION_ROWS * (AICC_SPLIT + 4 + 3 * 128)) * 4];
+    static float partials[AICC_SPLIT_SLOTS * 40 * (16 + AICC_LANES) * 4];
+    static aicc_attention_item items[2048];
+    const aicc_batch given = {.sequences = sequences, .token_count = tokens, .page_count = page_starts[sequences],
+                              .starts = starts, .past = past, .pages = pages, .page_starts = page_starts};
+    const aicc_batch *batch = &given;
 #define TRY_HEADS(index, QH, KH, HD, type, causal, window, scale, cap) \
     if (number == index) { \
         const aicc_heads h = {QH, KH, HD, type, causal, window, scale, cap}; \
@@ -132,3 +139,4 @@ EXPORT int32_t attention(int32_t number, const aicc_batch *batch, int32_t thread
     HEADS(TRY_HEADS)
     return -1;
 }
+#endif

@@ -80,8 +80,17 @@ def aligned(size: int) -> NDArray[np.uint8]:
     return memory[offset : offset + size]
 
 
-def address(array: NDArray) -> c_void_p:
-    return c_void_p(array.ctypes.data)
+class Address(c_void_p):
+    """Where an array is, and the array."""
+
+    array: NDArray
+
+
+def address(array: NDArray) -> Address:
+    assert array.flags.c_contiguous
+    pointer = Address(array.ctypes.data)
+    pointer.array = array
+    return pointer
 
 
 def random_weights(path: Path, shape: Shape, size: int, identity: int, seed: int = 0) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from ctypes import byref, c_int32
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from native_model import Batch, address, aligned
+from native_model import address, aligned
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,17 @@ class Cache:
             [page for _, pages, _ in sequences for page in pages], np.cumsum([0, *(len(p) for _, p, _ in sequences)]),
         )]  # fmt: skip
         starts, past, pages, page_starts = ints
-        batch = Batch(
-            len(sequences), rows, len(pages), 0, None, *map(address, (starts, past, pages, page_starts)), None
-        )
         width = h.query * h.size
         out, records = np.full((rows, width), np.nan, np.float32), aligned(rows * (width + width // 32 * 12 + 64))
-        scratch = aligned((32 * 128 + 4 * 32 + 3 * 32 * h.size) * 4)
-        partials = np.full(256 * h.query * (h.size + 16), np.nan, np.float32)
-        layout, items = np.zeros(2 * rows, np.int32), np.zeros((rows + len(sequences) + 256, 6), np.int32)
+        layout = np.zeros(2 * rows, np.int32)
         floats = [np.ascontiguousarray(x, np.float32) for x in (q, k, v)]
         count = self.kernels.lib.attention(
-            *(c_int32(self.number), byref(batch), c_int32(threads)),
+            *(self.number, len(sequences), rows),
+            *map(address, (starts, past, pages, page_starts)),
+            threads,
             *map(address, (*floats, self.pool, out)),
             address(records) if quantised else None,
-            *map(address, (scratch, partials, layout, items)),
+            address(layout),
         )
         assert count > 0
         return (out, records) if quantised else out
@@ -103,10 +99,10 @@ def in_bytes(x):
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_a_prompt_in_one_piece_is_softmax(kernels, number):
+def test_a_prompt_in_one_piece_is_softmax(attending, number):
     h = CASES[number]
     for length in (1, 15, 16, 17, 128, 129, 300):
-        cache = Cache(kernels, number)
+        cache = Cache(attending, number)
         q, k, v = rows(np.random.default_rng(length), h, length)
         pages = list(np.random.default_rng(0).permutation(PAGES)[: -(-length // 16)])
         got = cache.attend([(0, pages, length)], q, k, v)
@@ -116,22 +112,22 @@ def test_a_prompt_in_one_piece_is_softmax(kernels, number):
 
 
 @pytest.mark.parametrize("number", [n for n, h in enumerate(CASES) if h.causal])
-def test_chunks_decoding_and_company_give_the_same_bits(kernels, number):
+def test_chunks_decoding_and_company_give_the_same_bits(attending, number):
     """A prompt at once; in chunks; a token at a time with splits side by side; beside other sequences."""
     h, length = CASES[number], 290
     random = np.random.default_rng(number)
     q, k, v = rows(random, h, length)
     other = rows(random, h, 40)
     pages = list(range(19))
-    whole = Cache(kernels, number).attend([(0, pages, length)], q, k, v)
+    whole = Cache(attending, number).attend([(0, pages, length)], q, k, v)
 
-    chunked = Cache(kernels, number)
+    chunked = Cache(attending, number)
     for start, end in ((0, 7), (7, 140), (140, length)):
         company = [np.concatenate(pair) for pair in zip(other, (q[start:end], k[start:end], v[start:end]), strict=True)]
         got = chunked.attend([(0, [40, 41, 42], 40), (start, pages, end - start)], *company, threads=2)
         assert got[40:].tobytes() == whole[start:end].tobytes()
 
-    single = Cache(kernels, number)
+    single = Cache(attending, number)
     single.attend([(0, pages, 250)], q[:250], k[:250], v[:250])
     for row in range(250, length):
         now = slice(row, row + 1)
@@ -139,29 +135,29 @@ def test_chunks_decoding_and_company_give_the_same_bits(kernels, number):
         assert got.tobytes() == whole[now].tobytes()
 
 
-def test_output_is_quantised_as_rows_are(kernels):
+def test_output_is_quantised_as_rows_are(attending):
     h = CASES[0]
     q, k, v = rows(np.random.default_rng(3), h, 20)
-    out, records = Cache(kernels, 0).attend([(0, [5, 9], 20)], q, k, v, quantised=True)
-    want = kernels.quantise(out, 576, 32)
+    out, records = Cache(attending, 0).attend([(0, [5, 9], 20)], q, k, v, quantised=True)
+    want = attending.quantise(out, 576, 32)
     used = 576 + 18 * 12
     got = records[: 20 * want.shape[1]].reshape(20, -1)
     assert np.array_equal(got[:, :used], want[:, :used])
 
 
-def test_values_beyond_half_precision_are_held_at_its_largest(kernels):
+def test_values_beyond_half_precision_are_held_at_its_largest(attending):
     h = CASES[0]
     q, k, v = rows(np.random.default_rng(3), h, 1)
     assert np.array_equal(
-        Cache(kernels, 0).attend([(0, [1], 1)], q, k, v * 0 + 1e9), np.full((1, 576), 65504, np.float32)
+        Cache(attending, 0).attend([(0, [1], 1)], q, k, v * 0 + 1e9), np.full((1, 576), 65504, np.float32)
     )
 
 
-def test_bytes_of_a_head_of_zeros_are_zeros_and_what_is_not_finite_shows(kernels):
+def test_bytes_of_a_head_of_zeros_are_zeros_and_what_is_not_finite_shows(attending):
     h = CASES[6]
     q, k, v = rows(np.random.default_rng(3), h, 2)
-    assert np.array_equal(Cache(kernels, 6).attend([(0, [1], 2)], q, k, v * 0), np.zeros((2, 576), np.float32))
+    assert np.array_equal(Cache(attending, 6).attend([(0, [1], 2)], q, k, v * 0), np.zeros((2, 576), np.float32))
     v[1, 2, 5] = np.inf
-    got = Cache(kernels, 6).attend([(0, [1], 2)], q, k, v).reshape(2, 9, 64)
+    got = Cache(attending, 6).attend([(0, [1], 2)], q, k, v).reshape(2, 9, 64)
     assert np.isnan(got[1, 6:]).all()
     assert np.isfinite(got[1, :6]).all()

@@ -70,7 +70,7 @@ def activations(kernels, form, x):
 @SETTINGS
 @given(FORMS, st.integers(1, 9), st.integers(1, 3), st.sampled_from(ROWS), st.integers(0, 2**32 - 1))
 def test_products_are_right(kernels, extreme, form, groups, panels, rows, seed):
-    form, x, values, scales, minima = case(kernels, kernels.forms()[form], groups, panels, rows, seed, extreme)
+    form, x, values, scales, minima = case(kernels, kernels.forms[form], groups, panels, rows, seed, extreme)
     got = kernels.linear(activations(kernels, form, x), kernels.pack(form, values, scales, minima), form)
     want, size = exact(kernels, form, x, values, scales, minima)
     roundings = 3 * groups + 2 if form.quantised else form.k
@@ -80,7 +80,7 @@ def test_products_are_right(kernels, extreme, form, groups, panels, rows, seed):
 @SETTINGS
 @given(FORMS, st.integers(1, 9), st.integers(1, 3), st.sampled_from(ROWS), st.integers(0, 2**32 - 1))
 def test_instruction_sets_agree_with_the_portable_kernel(portable, accelerated, form, groups, panels, rows, seed):
-    form, x, values, scales, minima = case(portable, portable.forms()[form], groups, panels, rows, seed, seed % 2 == 0)
+    form, x, values, scales, minima = case(portable, portable.forms[form], groups, panels, rows, seed, seed % 2 == 0)
     records = activations(portable, form, x)
     assert np.array_equal(records, activations(accelerated, form, x)), "quantised activations are the same to the bit"
     packed = portable.pack(form, values, scales, minima)
@@ -91,7 +91,7 @@ def test_instruction_sets_agree_with_the_portable_kernel(portable, accelerated, 
 
 
 def test_integer_sums_are_exact_at_the_ends_of_their_range(kernels):
-    for form in kernels.forms():
+    for form in kernels.forms:
         if not form.quantised:
             continue
         form = form.with_k(form.group)
@@ -107,7 +107,7 @@ def test_integer_sums_are_exact_at_the_ends_of_their_range(kernels):
 @SETTINGS
 @given(FORMS, st.integers(1, 5), st.sampled_from(ROWS[1:]), st.integers(0, 2**32 - 1))
 def test_a_row_alone_gives_the_same_bits_as_among_others(kernels, form, groups, rows, seed):
-    form, x, values, scales, minima = case(kernels, kernels.forms()[form], groups, 2, rows, seed, seed % 2 == 0)
+    form, x, values, scales, minima = case(kernels, kernels.forms[form], groups, 2, rows, seed, seed % 2 == 0)
     records, packed = activations(kernels, form, x), kernels.pack(form, values, scales, minima)
     together = kernels.linear(records, packed, form)
     row = seed % rows
@@ -119,7 +119,7 @@ def test_a_row_alone_gives_the_same_bits_as_among_others(kernels, form, groups, 
 @SETTINGS
 @given(FORMS, st.integers(1, 5), st.integers(0, 31), st.integers(0, 2**32 - 1))
 def test_rows_of_a_weight_are_gathered_from_panels(kernels, form, groups, row, seed):
-    form, _, values, scales, minima = case(kernels, kernels.forms()[form], groups, 2, 1, seed, False)
+    form, _, values, scales, minima = case(kernels, kernels.forms[form], groups, 2, 1, seed, False)
     got = kernels.gather(kernels.pack(form, values, scales, minima), row, form)
     if not form.quantised:
         assert np.array_equal(got, values[row])
@@ -133,7 +133,7 @@ def test_rows_of_a_weight_are_gathered_from_panels(kernels, form, groups, row, s
 @SETTINGS
 @given(st.integers(0, 8), st.integers(1, 5), st.integers(1, 3), st.sampled_from(ROWS), st.integers(0, 10**6))
 def test_two_records_of_a_row_give_the_product_to_fifteen_bits(kernels, form, groups, panels, rows, seed):
-    form, x, values, scales, minima = case(kernels, kernels.forms()[form], groups, panels, rows, seed, extreme=False)
+    form, x, values, scales, minima = case(kernels, kernels.forms[form], groups, panels, rows, seed, extreme=False)
     packed = kernels.pack(form, values, scales, minima)
     records = kernels.quantise(x, form.k, form.group, parts=2)
     got = kernels.linear(records, packed, form, parts=2)

@@ -6,7 +6,7 @@ from ctypes import byref, c_char_p, c_int32, c_size_t, c_void_p
 
 import numpy as np
 import pytest
-from native_build import ISA_NEEDS, missing_features
+from native_build import HERE_ONLY, ISAS
 from native_model import Batch, Model, ModelError, Options, Shape, address, aligned, example, mapped
 
 SHAPE = Shape()
@@ -19,10 +19,10 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("weights")
 
 
-@pytest.fixture(scope="module", params=ISA_NEEDS)
+@pytest.fixture(scope="module", params=HERE_ONLY)
 def isa(request) -> str:
-    if missing := missing_features(request.param):
-        pytest.skip(f"this machine cannot run {request.param}: its processor lacks {', '.join(missing)}")
+    if missing := ISAS[request.param].missing():
+        pytest.skip(f"this machine cannot run {request.param}: {missing}")
     return request.param
 
 

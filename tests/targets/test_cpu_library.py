@@ -1,6 +1,7 @@
 """A model as a C library: a chat without Python says what the runtime says."""
 
 import ctypes
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,13 @@ from aicc.runtime.errors import UsageError
 from aicc.runtime.machine import processor
 from aicc.runtime.target import find_target
 from aicc.targets.cpu.lowering.library import write_library
+from aicc.targets.cpu.lowering.toolchain import MACHINES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
 
 from miniatures import make_decoder
+from native_build import ISAS, Isa, emulator, zig_environment
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "c"
 COMPILER = [sys.executable, "-m", "ziglang", "cc", "-O2", "-Wall", "-Wextra", "-Werror"]
@@ -45,10 +49,7 @@ def folder(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def chat(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("chat") / "chat"
-    make = ["make", "-B", f"CC={' '.join(COMPILER)}", f"MODEL={folder}", f"PROGRAM={program}"]
-    subprocess.run(make, cwd=EXAMPLE, check=True, capture_output=True, timeout=300)
-    return program
+    return make_chat(folder, tmp_path_factory.mktemp("chat") / "chat")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,64 @@ def test_bad_files_and_words_are_named(chat: Path, folder: Path, tmp_path: Path)
     assert told.stderr.startswith(f"chat: {tmp_path}/model.bin: ")
     told = subprocess.run([chat, folder, b"\xff"], capture_output=True, text=True, timeout=60)
     assert (told.returncode, told.stderr) == (1, "chat: the question: is not UTF-8\n")
+
+
+def make_chat(folder: Path, program: Path, *options: str) -> Path:
+    """The example's program for the library in a folder, by its own Makefile."""
+    make = ["make", "-B", f"CC={' '.join([*COMPILER, *options])}", f"MODEL={folder}", f"PROGRAM={program}"]
+    subprocess.run(make, cwd=EXAMPLE, check=True, capture_output=True, timeout=600, env=zig_environment())
+    return program
+
+
+def answer(artifact: Artifact, isa: Isa, folder: Path, words: list[str]) -> bytes:
+    """What the chat for an instruction set says; under an emulator the program brings its C library."""
+    options, emulation = [], []
+    if isa.emulator:
+        machine = MACHINES[isa.variant].triple.partition("-")[0]
+        options, emulation = ["-static", "-target", f"{machine}-linux-musl"], [str(emulator(isa.emulator[0]))]
+    write_library(artifact, folder / "library", f"cpu:{isa.variant}")
+    program = make_chat(folder / "library", folder / "chat", *options)
+    command = [*emulation, *isa.emulator[1:], str(program), str(folder / "library"), *words]
+    return subprocess.run(command, check=True, capture_output=True, timeout=900).stdout
+
+
+EMULATED = ["aarch64", "riscv64"]
+
+
+@pytest.fixture(scope="module")
+def small(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A model that makes no sense but has a real tokenizer, and that an emulator is quick with."""
+    folder = tmp_path_factory.mktemp("small")
+    make_decoder("llama", vocab_size=artifact.manifest.llm.vocab_size).save_pretrained(folder / "source")
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        shutil.copyfile(artifact.file(f"tokenizer/{name}"), folder / "source" / name)
+    targets = ",".join(f"cpu:{ISAS[isa].variant}" for isa in ("portable", *EMULATED))
+    compile_model(resolve(str(folder / "source")), targets, folder / "small.aicc", measure=False)
+    return Artifact.open(folder / "small.aicc")
+
+
+@pytest.mark.parametrize("isa", EMULATED)
+def test_a_chat_on_another_processor_says_the_same(small: Artifact, isa: str, tmp_path: Path):
+    if missing := ISAS[isa].missing():
+        pytest.skip(missing)
+    words = ["-n", "12", "Où est la gare ?"]
+    said = []
+    for name in ("portable", isa):
+        (tmp_path / name).mkdir()
+        said.append(answer(small, ISAS[name], tmp_path / name, words))
+    assert len(said[0]) > 12
+    assert said[0] == said[1]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("isa", [name for name, isa in ISAS.items() if isa.emulator])
+def test_a_real_model_on_another_processor_says_the_same(chat: Path, folder: Path, isa: str, tmp_path: Path):
+    if missing := ISAS[isa].missing():
+        pytest.skip(missing)
+    words = ["-n", "6", "What is the capital of France?"]
+    compile_model(resolve("smollm2-135m"), f"cpu:{ISAS[isa].variant}", tmp_path / "there.aicc", measure=False)
+    said = answer(Artifact.open(tmp_path / "there.aicc"), ISAS[isa], tmp_path, words)
+    assert said == subprocess.run([chat, folder, *words], check=True, capture_output=True, timeout=300).stdout
 
 
 def test_the_code_for_a_device_is_small(folder: Path):

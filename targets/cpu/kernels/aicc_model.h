@@ -42,6 +42,7 @@ typedef enum aicc_status {
     AICC_ERROR_CONTEXT = 9,  /* a sequence longer than the model's context */
     AICC_ERROR_KIND = 10,    /* a tensor call on a decoder, or the other way round */
     AICC_ERROR_TENSOR = 11,  /* a tensor whose type or shape the signature does not allow */
+    AICC_ERROR_MACHINE = 12, /* the system keeps instructions that this library uses from the process (AMX) */
 } aicc_status;
 
 typedef enum aicc_kind { AICC_DECODER = 1, AICC_TENSORS = 2 } aicc_kind;
@@ -78,7 +79,7 @@ typedef struct aicc_description {
     uint32_t abi_version; /* AICC_ABI_VERSION of the library */
     int32_t kind;         /* aicc_kind */
     const char *name;
-    const char *isa; /* "portable", "avx2", "avx512-vnni", ... */
+    const char *isa; /* "portable", "avx2", "avx512-vnni", "amx", "neon-dotprod", "neon-i8mm" or "rvv" */
     uint64_t weights_bytes;
     uint64_t weights_id; /* must stand in the weights' header */
     int32_t vocab_size;          /* of a decoder; 0 for tensor models */

@@ -22,11 +22,26 @@
 #if defined(AICC_PORTABLE)
 #define AICC_ISA "portable"
 #elif defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#define AICC_ISA "avx512-vnni"
 #define AICC_AVX512VNNI 1
+#if defined(__AMX_INT8__) || defined(AICC_EMULATED_TILES) /* the latter in tests */
+#define AICC_ISA "amx"
+#define AICC_AMX 1
+#else
+#define AICC_ISA "avx512-vnni"
+#endif
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define AICC_ISA "avx2"
 #define AICC_AVX2 1
+#elif defined(__ARM_FEATURE_DOTPROD)
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#define AICC_ISA "neon-i8mm"
+#else
+#define AICC_ISA "neon-dotprod"
+#endif
+#define AICC_NEON 1
+#elif defined(__riscv_vector)
+#define AICC_ISA "rvv"
+#define AICC_RVV 1
 #else
 #define AICC_ISA "portable"
 #define AICC_PORTABLE 1

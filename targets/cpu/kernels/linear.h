@@ -19,10 +19,16 @@
 
 #include "engine.h"
 #include "linear_float.h"
-#if defined(AICC_AVX512VNNI)
+#if defined(AICC_AMX)
+#include "linear_amx.h"
+#elif defined(AICC_AVX512VNNI)
 #include "linear_avx512vnni.h"
 #elif defined(AICC_AVX2)
 #include "linear_avx2.h"
+#elif defined(AICC_NEON)
+#include "linear_neon.h"
+#elif defined(AICC_RVV)
+#include "linear_rvv.h"
 #else
 #include "linear_portable.h"
 #endif

@@ -117,8 +117,8 @@ AICC_INLINE void aicc_linear_tile(float *y, ptrdiff_t y_stride, const int8_t *x,
     for (int32_t r = 0; r < rows; r++) _mm512_storeu_ps(y + r * y_stride, result[r]);
 }
 
-AICC_INLINE void aicc_linear_quantised(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows,
-                                       const uint8_t *weights, int32_t panels, aicc_weight w) {
+AICC_INLINE void aicc_linear_vnni(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows,
+                                  const uint8_t *weights, int32_t panels, aicc_weight w) {
     const int8_t *from = x;
     for (int32_t p = 0; p < panels; p++) {
         const uint8_t *panel = weights + (size_t)p * aicc_panel_bytes(w);
@@ -135,5 +135,12 @@ AICC_INLINE void aicc_linear_quantised(float *y, ptrdiff_t y_stride, const void 
 #undef AICC_TAIL
     }
 }
+
+#if !defined(AICC_AMX)
+AICC_INLINE void aicc_linear_quantised(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows,
+                                       const uint8_t *weights, int32_t panels, aicc_weight w) {
+    aicc_linear_vnni(y, y_stride, x, x_stride, rows, weights, panels, w);
+}
+#endif
 
 #endif

@@ -1,4 +1,4 @@
-/* How many cores this process may use: the smaller of its affinity and its cgroup's quota. */
+/* What of the machine this process may use: cores, the smaller of its affinity and its cgroup's quota; and AMX's tiles. */
 #ifndef AICC_MACHINE_H
 #define AICC_MACHINE_H
 
@@ -52,5 +52,14 @@ static inline int32_t aicc_usable_cores(void) {
     return cores < 1 ? 1 : (int32_t)cores;
 }
 #endif
+
+/* Linux gives a process the tiles' registers when it asks: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). */
+static inline int aicc_may_use_tiles(void) {
+#if defined(__AMX_TILE__) && defined(__linux__)
+    return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+    return 1;
+#endif
+}
 
 #endif

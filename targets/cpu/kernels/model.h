@@ -10,7 +10,6 @@
 #if !defined(AICC_NO_FILES)
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #endif
 
@@ -111,6 +110,7 @@ int aicc_open(aicc_model **model, const aicc_options *options, void *memory, siz
     if ((uintptr_t)weights % AICC_ALIGN) return AICC_ERROR_MEMORY;
     int status = aicc_check_weights(weights, weights_bytes);
     if (status != AICC_OK) return status;
+    if (!aicc_may_use_tiles()) return AICC_ERROR_MACHINE;
     aicc_model *m = memory;
     memset(m, 0, sizeof *m);
     aicc_place(memory, options, m);
@@ -138,20 +138,18 @@ int aicc_open_file(aicc_model **model, const aicc_options *options, void *memory
     return AICC_ERROR_FILE;
 #else
     int file = open(path, O_RDONLY | O_CLOEXEC);
-    struct stat facts;
     if (file < 0) return AICC_ERROR_FILE;
-    void *mapped = MAP_FAILED;
-    if (fstat(file, &facts) == 0 && facts.st_size > 0)
-        mapped = mmap(NULL, (size_t)facts.st_size, PROT_READ, MAP_SHARED, file, 0);
+    off_t bytes = lseek(file, 0, SEEK_END); /* not fstat(), which is another function in every C library */
+    void *mapped = bytes > 0 ? mmap(NULL, (size_t)bytes, PROT_READ, MAP_SHARED, file, 0) : MAP_FAILED;
     close(file);
     if (mapped == MAP_FAILED) return AICC_ERROR_FILE;
-    int status = aicc_open(model, options, memory, memory_bytes, mapped, (size_t)facts.st_size);
+    int status = aicc_open(model, options, memory, memory_bytes, mapped, (size_t)bytes);
     if (status != AICC_OK) {
-        munmap(mapped, (size_t)facts.st_size);
+        munmap(mapped, (size_t)bytes);
         return status;
     }
     (*model)->mapped = mapped;
-    (*model)->mapped_bytes = (size_t)facts.st_size;
+    (*model)->mapped_bytes = (size_t)bytes;
     return AICC_OK;
 #endif
 }
@@ -237,6 +235,7 @@ const char *aicc_error_text(int status) {
     case AICC_ERROR_CONTEXT: return "a sequence would be longer than the model's context";
     case AICC_ERROR_KIND: return "this model is not of the kind that this call is for";
     case AICC_ERROR_TENSOR: return "a tensor has a type or shape that the signature does not allow";
+    case AICC_ERROR_MACHINE: return "the system does not let this process use the processor's tiles (AMX)";
     default: return "not an error code of this interface";
     }
 }

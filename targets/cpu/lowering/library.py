@@ -15,12 +15,13 @@ from aicc.targets.cpu.lowering.toolchain import KERNELS, LIBRARY, compile_archiv
 HEADER, WEIGHTS, TOKENIZER = "aicc_model.h", "model.bin", "tokenizer.bin"
 
 
-def write_library(artifact: Artifact, folder: Path) -> list[str]:
+def write_library(artifact: Artifact, folder: Path, target: str = "") -> list[str]:
     """Write the header, the library in both forms, the weights and, for decoders, the tokenizer.
 
     Args:
-        artifact: Of this family; its first variant is taken.
+        artifact: Of this family.
         folder: Made here.
+        target: Name of the variant's; empty for the artifact's first.
 
     Returns:
         Notes: what the folder lacks, and why.
@@ -29,7 +30,7 @@ def write_library(artifact: Artifact, folder: Path) -> list[str]:
         UnsupportedError: The C compiler refuses the model.
         ResourceError: No disk to compile on.
     """
-    variant = artifact.manifest.variants[0]
+    variant = next(v for v in artifact.manifest.variants if target in ("", v.target))
     made = artifact.path / "variants" / variant.name
     folder.mkdir()
     shutil.copyfile(KERNELS / HEADER, folder / HEADER)

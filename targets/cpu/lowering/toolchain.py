@@ -38,11 +38,18 @@ class Machine:
     flags: tuple[str, ...]
 
 
-_LINUX_X86 = "x86_64-linux-gnu.2.17"  # runs with every glibc since 2012
+# The oldest C library that has what is used: 2012; the first one for RISC-V is of 2018.
+_LINUX_X86, _LINUX_ARM, _LINUX_RISCV = "x86_64-linux-gnu.2.17", "aarch64-linux-gnu.2.17", "riscv64-linux-gnu.2.27"
 MACHINES = {
+    "amx": Machine(_LINUX_X86, ("-mcpu=x86_64_v4+avx512vnni+amx_tile+amx_int8", "-mprefer-vector-width=512")),
     "avx512-vnni": Machine(_LINUX_X86, ("-mcpu=x86_64_v4+avx512vnni", "-mprefer-vector-width=512")),
     "x86-64-v3": Machine(_LINUX_X86, ("-mcpu=x86_64_v3",)),
     "portable": Machine(_LINUX_X86, ("-mcpu=baseline", "-DAICC_PORTABLE")),
+    "aarch64-i8mm": Machine(_LINUX_ARM, ("-mcpu=generic+v8_2a+dotprod+i8mm",)),
+    "aarch64": Machine(_LINUX_ARM, ("-mcpu=generic+v8_2a+dotprod",)),
+    "aarch64-portable": Machine(_LINUX_ARM, ("-mcpu=generic", "-DAICC_PORTABLE")),
+    "riscv64": Machine(_LINUX_RISCV, ("-mcpu=generic_rv64+m+a+f+d+c+v",)),
+    "riscv64-portable": Machine(_LINUX_RISCV, ("-mcpu=generic_rv64+m+a+f+d+c", "-DAICC_PORTABLE")),
 }
 
 
