@@ -23,10 +23,10 @@ $(ARTIFACT): $(VENV)/.compile
 	$(AICC) compile smollm2-135m --target $(TARGET) -o $@
 
 test: $(VENV)/.test emulators lint  ## Everything CI checks; set-up included.
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-full: $(VENV)/.test emulators lint  ## The long checks too: other importers' environments, larger models.
-	$(BIN)/pytest -m "full or not full"
+	$(BIN)/pytest -n 2 --dist loadfile -m "full or not full"
 
 # By gcc, since the ziglang wheel has no sanitizer runtime; Python itself is not built for it, so the runtime is preloaded.
 test-native: $(VENV)/.test  ## The C kernels and the C interface under AddressSanitizer and UndefinedBehaviorSanitizer.

@@ -173,6 +173,11 @@ def check(model: str, target: str, quant: str, group_size: int | None, kv: str, 
     help="The artifact to make. [default: MODEL.aicc, or MODEL-lib]",
 )
 @click.option(
+    "--cc",
+    metavar="COMMAND",
+    help="A gcc or clang of yours for the cpu family, instead of the one that comes with aicc.",
+)
+@click.option(
     "--emit",
     type=click.Choice(["artifact", "lib"]),
     default="artifact",
@@ -219,6 +224,7 @@ def compile_command(
     group_size: int | None,
     kv: str,
     activations: str,
+    cc: str | None,
     importer: str,
     output: Path | None,
     emit: str,
@@ -262,6 +268,7 @@ def compile_command(
                 stop_after=stop_after,
                 kv=kv,
                 activations=activations,
+                compiler=cc,
                 graph=graph,
                 measure=measure,
                 max_kl=max_kl,

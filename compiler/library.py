@@ -35,7 +35,8 @@ def compile_to_library(source: Source, target: Target, output: Path, **options: 
         raise UsageError(f"{target.family} has no C library.", "Compile with --target cpu, or without --emit.")
     if output.exists() and not (output / _MARK).is_file():
         raise UsageError(f"{output} exists and is no library of aicc.", "Choose another --output.")
-    write: Callable[[Artifact, Path], list[str]] = load_object(target.library)  # type: ignore[assignment]
+    target = target.with_compiler(options.pop("compiler", None))
+    write: Callable[[Artifact, Path, Target], list[str]] = load_object(target.library)  # type: ignore[assignment]
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         sweep_leftovers(output)
@@ -44,7 +45,7 @@ def compile_to_library(source: Source, target: Target, output: Path, **options: 
         artifact = staging / "model.aicc"
         report = compile_model(source, target, artifact, **options)
         with writing(output):
-            report.notes += write(Artifact.open(artifact), staging / "library")
+            report.notes += write(Artifact.open(artifact), staging / "library", target)
             move_into_place(staging / "library", output)
     except OSError as error:
         if error.errno in NO_SPACE:

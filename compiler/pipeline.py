@@ -56,6 +56,7 @@ def compile_model(
     stop_after: str | None = None,
     kv: str = "auto",
     activations: str = "auto",
+    compiler: str | None = None,
     graph: bool | None = None,
     measure: bool = True,
     max_kl: float | None = None,
@@ -76,6 +77,7 @@ def compile_model(
             :data:`aicc.runtime.target.KV_KINDS`.
         activations: How what quantised weights are multiplied with is quantised: ``auto`` is the target's first
             choice, or another of :attr:`aicc.runtime.target.Target.activations`.
+        compiler: Command of a C compiler to take instead of the target's own.
         graph: Whether the artifact keeps the portable graph, which tools for ONNX open; None keeps it unless the
             target has the weights in a layout of its own.
         measure: Whether to measure a decoder's quality against its source.
@@ -89,7 +91,7 @@ def compile_model(
         AiccError: Any of its kinds; nothing is left at ``output`` then.
     """
     targets = find_targets(target) if isinstance(target, str) else (target,) if isinstance(target, Target) else target
-    targets = tuple(each.with_kv(kv).with_activations(activations) for each in targets)
+    targets = tuple(each.with_kv(kv).with_activations(activations).with_compiler(compiler) for each in targets)
     target = targets[0]
     if target.lowering is None:
         raise UsageError(f"nothing is compiled for {target.name}.", "Choose a target that `aicc targets` can compile.")

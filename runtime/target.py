@@ -73,6 +73,7 @@ class Target(msgspec.Struct, frozen=True):
         kv_dtypes: Types the KV cache may have, default first; empty without decoders.
         activations: How it may quantise what quantised weights are multiplied with, default first; empty if that
             is not for users to choose.
+        compilers: The C compiler its code is made with; empty if it is made without.
         op_rules: Per ONNX operator: run it as it is, decompose it first, or refuse it. What is
             not listed is taken to the lowering, which refuses by node what it cannot do.
         graph_domains: Domains of operators its lowering takes besides ONNX's: those of its vendor's
@@ -100,6 +101,7 @@ class Target(msgspec.Struct, frozen=True):
     weight_formats: tuple[WeightFormat, ...] = (WeightFormat(32),)
     kv_dtypes: tuple[str, ...] = ()
     activations: tuple[str, ...] = ()
+    compilers: tuple[str, ...] = ()
     op_rules: Mapping[str, OpRule] = msgspec.field(default_factory=lambda: MappingProxyType({}))
     graph_domains: tuple[str, ...] = ()
     shapes: Literal["dynamic", "static"] = "dynamic"
@@ -160,6 +162,18 @@ class Target(msgspec.Struct, frozen=True):
             has = f"It has: {', '.join(self.activations)}." if self.activations else "Leave --activations out."
             raise UsageError(f"{self.name} does not quantise activations to {kind} on request.", has)
         return msgspec.structs.replace(self, activations=(kind,))
+
+    def with_compiler(self, command: str | None) -> Target:
+        """The same, made with a C compiler of the user's; None leaves it as it is.
+
+        Raises:
+            UsageError: No C is compiled for the target.
+        """
+        if command is None:
+            return self
+        if not self.compilers:
+            raise UsageError(f"no C is compiled for {self.name}.", "Leave --cc out.")
+        return msgspec.structs.replace(self, compilers=(command,))
 
     def runs_on(self, processor: Processor) -> bool:
         """Whether a processor is of the architecture and has the instruction sets the code is made for."""

@@ -31,6 +31,7 @@ def _target(
         ),
         kv_dtypes=("float16", "float32", "int8"),
         activations=("mixed", "int8", "int16"),
+        compilers=("ziglang",),
         repacks_weights=True,
         architecture=architecture,
         instruction_sets=instruction_sets,

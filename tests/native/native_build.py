@@ -39,14 +39,12 @@ class Isa:
         name: What a library says it is.
         emulator: Command that runs programs for it; empty if this processor does.
         options: For the compiler, besides the variant's.
-        gcc: What the variant's flags are to gcc; None if the system's does not make code for it.
     """
 
     variant: str
     name: str
     emulator: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
-    gcc: tuple[str, ...] | None = None
 
     def missing(self) -> str:
         """What keeps code for it from running here; empty if nothing does."""
@@ -62,11 +60,11 @@ class Isa:
 TILES = ("-include", str(HERE / "tiles.h"))
 QEMU_RISCV = ("qemu-riscv64", "-cpu")
 ISAS = {
-    "portable": Isa("portable", "portable", gcc=("-DAICC_PORTABLE",)),
-    "avx2": Isa("x86-64-v3", "avx2", gcc=("-march=haswell",)),
-    "avx512-vnni": Isa("avx512-vnni", "avx512-vnni", gcc=("-march=cascadelake",)),
-    "amx": Isa("amx", "amx", gcc=("-march=sapphirerapids",)),
-    "emulated tiles": Isa("avx512-vnni", "amx", options=TILES, gcc=("-march=cascadelake",)),
+    "portable": Isa("portable", "portable"),
+    "avx2": Isa("x86-64-v3", "avx2"),
+    "avx512-vnni": Isa("avx512-vnni", "avx512-vnni"),
+    "amx": Isa("amx", "amx"),
+    "emulated tiles": Isa("avx512-vnni", "amx", options=TILES),
     "aarch64": Isa("aarch64", "neon-dotprod", ("qemu-aarch64",)),
     "aarch64-i8mm": Isa("aarch64-i8mm", "neon-i8mm", ("qemu-aarch64",)),
     "aarch64-portable": Isa("aarch64-portable", "portable", ("qemu-aarch64",)),
@@ -98,13 +96,13 @@ def build(source: Path, isa: str, defines: tuple[str, ...] = ()) -> Path:
     machine = MACHINES[how.variant]
     flags = [*COMMON, *how.options, *(f"-D{define}" for define in defines), *(PROGRAM if how.emulator else LIBRARY)]
     if sanitized():
-        assert how.gcc is not None
-        command = ["gcc", *SANITIZE, *how.gcc, *flags]
+        command = ["gcc", *SANITIZE, *machine.march, *machine.common, *flags]
     else:
         # An emulated program has no system of its processor around it, so it brings its C library.
         triple = machine.triple.partition("-")[0] + "-linux-musl" if how.emulator else machine.triple
         optimise = "-O1" if how.emulator or how.options else "-O3"  # emulation is slow anyway, and compiling is quicker
-        command = [sys.executable, "-m", "ziglang", "cc", optimise, *RELEASE, "-target", triple, *machine.flags, *flags]
+        command = [sys.executable, "-m", "ziglang", "cc", optimise, *RELEASE, "-target", triple, f"-mcpu={machine.cpu}"]
+        command += [*machine.common, *flags]
     inputs = [source, *sorted(HERE.glob("*.[ch]")), *sorted(KERNELS.glob("*.h"))]
     key = hashlib.sha256(b"\0".join([" ".join(command).encode(), *(path.read_bytes() for path in inputs)]))
     library = BUILD / f"{source.stem}-{how.variant}-{key.hexdigest()[:16]}"

@@ -43,7 +43,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.fixture(scope="module")
 def folder(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("library") / "smollm2"
-    assert write_library(artifact, path) == []
+    assert write_library(artifact, path, CPU) == []
     return path
 
 
@@ -91,7 +91,7 @@ def answer(artifact: Artifact, isa: Isa, folder: Path, words: list[str]) -> byte
     if isa.emulator:
         machine = MACHINES[isa.variant].triple.partition("-")[0]
         options, emulation = ["-static", "-target", f"{machine}-linux-musl"], [str(emulator(isa.emulator[0]))]
-    write_library(artifact, folder / "library", f"cpu:{isa.variant}")
+    write_library(artifact, folder / "library", find_target(f"cpu:{isa.variant}"))
     program = make_chat(folder / "library", folder / "chat", *options)
     command = [*emulation, *isa.emulator[1:], str(program), str(folder / "library"), *words]
     return subprocess.run(command, check=True, capture_output=True, timeout=900).stdout

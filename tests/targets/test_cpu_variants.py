@@ -14,10 +14,10 @@ from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
 from aicc.runtime import Artifact, Model, load
 from aicc.runtime.artifact import GRAPH_PATH, WEIGHTS_PATH
-from aicc.runtime.errors import MismatchError, UnsupportedError, UsageError
+from aicc.runtime.errors import AiccError, MismatchError, UnsupportedError, UsageError
 from aicc.runtime.machine import processor
 from aicc.runtime.manifest import encode_manifest
-from aicc.runtime.target import all_targets, find_targets
+from aicc.runtime.target import all_targets, find_target, find_targets
 from aicc.targets.cpu.lowering.toolchain import compile_library
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
@@ -27,6 +27,7 @@ from miniatures import make_decoder
 
 ASKED = "cpu:portable,cpu:avx512-vnni, cpu:x86-64-v3"
 BEST_FIRST = ("cpu:avx512-vnni", "cpu:x86-64-v3", "cpu:portable")
+PORTABLE = find_target("cpu:portable")
 RUNNABLE = [name for name in BEST_FIRST if all_targets()[name].runs_on(processor())]
 
 pytestmark = pytest.mark.skipif(len(RUNNABLE) < 2, reason="needs a processor that runs two of the variants")
@@ -146,7 +147,34 @@ def test_a_compilers_cache_that_another_process_damaged_does_not_matter(tmp_path
     for folder in ("b", "h", "o", "tmp", "z"):
         (zig / folder).write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    library = compile_library("int answer(void) { return 42; }", "portable", tmp_path)
+    library = compile_library("int answer(void) { return 42; }", PORTABLE, tmp_path)
     assert (tmp_path / library).stat().st_size
     with pytest.raises(UnsupportedError, match=r"model\.c:1:1: error"):
-        compile_library("this is no C", "portable", tmp_path)
+        compile_library("this is no C", PORTABLE, tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc on this machine")
+def test_a_compiler_of_the_users_makes_code_that_finds_the_same_tokens(source: Source, several: Path, tmp_path: Path):
+    compile_model(source, RUNNABLE[0], tmp_path / "gcc.aicc", quant="int8", compiler="gcc")
+    assert "gcc" in Artifact.open(tmp_path / "gcc.aicc").manifest.producer["cc"]
+    found = []
+    for path in (several, tmp_path / "gcc.aicc"):
+        with load(path) as model:
+            assert isinstance(model, Model)
+            found.append(model.logits(list(range(3, 24))).argmax(axis=1).tolist())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("target", "compiler", "said"),
+    [
+        ("cpu:portable", "no-such-compiler -O2", "there is no C compiler 'no-such-compiler -O2'"),
+        ("cpu:portable", "gcc '", "is no command"),
+        ("cpu:portable", "false", "the C compiler refuses the model"),
+        ("openvino:cpu", "gcc", "no C is compiled for openvino:cpu"),
+    ],
+)
+def test_a_compiler_that_cannot_serve_is_named(source: Source, target: str, compiler: str, said: str, tmp_path: Path):
+    with pytest.raises(AiccError, match=said):
+        compile_model(source, target, tmp_path / "x.aicc", compiler=compiler)
+    assert not any(tmp_path.iterdir())

@@ -25,7 +25,7 @@ from aicc.targets.cpu.lowering.encoder import EncoderBuilder
 from aicc.targets.cpu.lowering.fuse import fuse
 from aicc.targets.cpu.lowering.pack import Packer, weights_identity
 from aicc.targets.cpu.lowering.program import Builder
-from aicc.targets.cpu.lowering.toolchain import compile_library, compiler_version
+from aicc.targets.cpu.lowering.toolchain import compile_library, producer
 
 SOURCE_FILE = "model.c"
 
@@ -52,11 +52,11 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     kv = kv_dtype(imported.graph, target)
     source = emit_model(program, steps, packer, imported.info.name, KV_TYPES[kv])
     Path(directory, SOURCE_FILE).write_text(source)
-    library = compile_library(source, target.variant, directory)
+    library = compile_library(source, target, directory)
     return LoweredVariant(
         files=[SOURCE_FILE, library],
         requires={"architecture": target.architecture, "instruction_sets": " ".join(target.instruction_sets)},
-        producer={"ziglang": compiler_version()},
+        producer=producer(target),
         options={"activations": activations} | ({"kv_cache": kv} if program.generates else {}),
         coverage=full_coverage(imported.graph),
         passes=[PassRecord("steps of native code", nodes, len(steps), time.perf_counter() - started)],

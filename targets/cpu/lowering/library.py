@@ -8,20 +8,20 @@ from pathlib import Path
 
 from aicc.runtime.artifact import TOKENIZER_PATH, WEIGHTS_PATH, Artifact
 from aicc.runtime.errors import UnsupportedError
-from aicc.runtime.target import find_target
+from aicc.runtime.target import Target
 from aicc.targets.cpu.lowering.tokenizer_file import tokenizer_file
 from aicc.targets.cpu.lowering.toolchain import KERNELS, LIBRARY, compile_archive
 
 HEADER, WEIGHTS, TOKENIZER = "aicc_model.h", "model.bin", "tokenizer.bin"
 
 
-def write_library(artifact: Artifact, folder: Path, target: str = "") -> list[str]:
+def write_library(artifact: Artifact, folder: Path, target: Target) -> list[str]:
     """Write the header, the library in both forms, the weights and, for decoders, the tokenizer.
 
     Args:
         artifact: Of this family.
         folder: Made here.
-        target: Name of the variant's; empty for the artifact's first.
+        target: What the artifact, or one of its variants, was compiled for.
 
     Returns:
         Notes: what the folder lacks, and why.
@@ -30,12 +30,12 @@ def write_library(artifact: Artifact, folder: Path, target: str = "") -> list[st
         UnsupportedError: The C compiler refuses the model.
         ResourceError: No disk to compile on.
     """
-    variant = next(v for v in artifact.manifest.variants if target in ("", v.target))
+    variant = next(v for v in artifact.manifest.variants if v.target == target.name)
     made = artifact.path / "variants" / variant.name
     folder.mkdir()
     shutil.copyfile(KERNELS / HEADER, folder / HEADER)
     shutil.copyfile(made / LIBRARY, folder / LIBRARY)
-    compile_archive((made / "model.c").read_text(), find_target(variant.target).variant, folder)
+    compile_archive((made / "model.c").read_text(), target, folder)
     try:
         os.link(artifact.file(WEIGHTS_PATH), folder / WEIGHTS)
     except OSError:  # another file system, or one without links

@@ -1,9 +1,11 @@
-"""The C compiler: clang out of the PyPI package ``ziglang``, which makes code for every target from any machine."""
+"""The C compiler: clang out of the PyPI package ``ziglang``, which makes code for every target from any machine, or the
+user's own."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,11 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError
+from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError, UsageError
 from aicc.runtime.machine import cache_directory
+from aicc.runtime.target import Target
 
 KERNELS = Path(__file__).parents[1] / "kernels"
 LIBRARY, ARCHIVE = "libmodel.so", "libmodel.a"
+ZIGLANG = "ziglang"
 _TIMEOUT = 600  # seconds; a model takes a few
 _DISK_BYTES = 64 << 20  # with less than that free, a compiler that fails has run out of it
 
@@ -32,33 +36,44 @@ _LINKED = ("-shared", "-Wl,-s", "-Wl,--build-id=none", "-lm", "-lpthread")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the compiler calls a target: a triple, and flags for its instruction sets."""
+    """What compilers call a target.
+
+    Attributes:
+        triple: For ziglang's clang.
+        cpu: Flags for ziglang's clang.
+        march: Flags for any gcc or clang.
+        common: Flags for all of them.
+    """
 
     triple: str
-    flags: tuple[str, ...]
+    cpu: str
+    march: tuple[str, ...]
+    common: tuple[str, ...] = ()
 
 
 # The oldest C library that has what is used: 2012; the first one for RISC-V is of 2018.
 _LINUX_X86, _LINUX_ARM, _LINUX_RISCV = "x86_64-linux-gnu.2.17", "aarch64-linux-gnu.2.17", "riscv64-linux-gnu.2.27"
+_WIDE, _PORTABLE = ("-mprefer-vector-width=512",), ("-DAICC_PORTABLE",)
+_V4 = ("-march=x86-64-v4", "-mavx512vnni")
 MACHINES = {
-    "amx": Machine(_LINUX_X86, ("-mcpu=x86_64_v4+avx512vnni+amx_tile+amx_int8", "-mprefer-vector-width=512")),
-    "avx512-vnni": Machine(_LINUX_X86, ("-mcpu=x86_64_v4+avx512vnni", "-mprefer-vector-width=512")),
-    "x86-64-v3": Machine(_LINUX_X86, ("-mcpu=x86_64_v3",)),
-    "portable": Machine(_LINUX_X86, ("-mcpu=baseline", "-DAICC_PORTABLE")),
-    "aarch64-i8mm": Machine(_LINUX_ARM, ("-mcpu=generic+v8_2a+dotprod+i8mm",)),
-    "aarch64": Machine(_LINUX_ARM, ("-mcpu=generic+v8_2a+dotprod",)),
-    "aarch64-portable": Machine(_LINUX_ARM, ("-mcpu=generic", "-DAICC_PORTABLE")),
-    "riscv64": Machine(_LINUX_RISCV, ("-mcpu=generic_rv64+m+a+f+d+c+v",)),
-    "riscv64-portable": Machine(_LINUX_RISCV, ("-mcpu=generic_rv64+m+a+f+d+c", "-DAICC_PORTABLE")),
+    "amx": Machine(_LINUX_X86, "x86_64_v4+avx512vnni+amx_tile+amx_int8", (*_V4, "-mamx-tile", "-mamx-int8"), _WIDE),
+    "avx512-vnni": Machine(_LINUX_X86, "x86_64_v4+avx512vnni", _V4, _WIDE),
+    "x86-64-v3": Machine(_LINUX_X86, "x86_64_v3", ("-march=x86-64-v3",)),
+    "portable": Machine(_LINUX_X86, "baseline", ("-march=x86-64",), _PORTABLE),
+    "aarch64-i8mm": Machine(_LINUX_ARM, "generic+v8_2a+dotprod+i8mm", ("-march=armv8.2-a+dotprod+i8mm",)),
+    "aarch64": Machine(_LINUX_ARM, "generic+v8_2a+dotprod", ("-march=armv8.2-a+dotprod",)),
+    "aarch64-portable": Machine(_LINUX_ARM, "generic", ("-march=armv8-a",), _PORTABLE),
+    "riscv64": Machine(_LINUX_RISCV, "generic_rv64+m+a+f+d+c+v", ("-march=rv64gcv",)),
+    "riscv64-portable": Machine(_LINUX_RISCV, "generic_rv64+m+a+f+d+c", ("-march=rv64gc",), _PORTABLE),
 }
 
 
-def compile_library(source: str, variant: str, directory: Path) -> str:
+def compile_library(source: str, target: Target, directory: Path) -> str:
     """Compile ``model.c`` to a shared library.
 
     Args:
         source: The C text.
-        variant: One of :data:`MACHINES`.
+        target: Its variant is one of :data:`MACHINES`; its first compiler is taken.
         directory: Where the library goes.
 
     Returns:
@@ -69,15 +84,15 @@ def compile_library(source: str, variant: str, directory: Path) -> str:
         UnsupportedError: It does not compile the model, or not in time.
         ResourceError: No disk to compile on.
     """
-    with _compiled(source, variant, (*_LINKED, "-o", LIBRARY)) as folder:
+    with _compiled(source, target, (*_LINKED, "-o", LIBRARY)) as folder:
         Path(directory, LIBRARY).write_bytes(Path(folder, LIBRARY).read_bytes())
     return LIBRARY
 
 
-def compile_archive(source: str, variant: str, directory: Path) -> str:
+def compile_archive(source: str, target: Target, directory: Path) -> str:
     """Compile ``model.c`` to a static library; otherwise as :func:`compile_library`."""
-    with _compiled(source, variant, ("-c", "-o", "model.o")) as folder:
-        archiver = [sys.executable, "-m", "ziglang", "ar", "rcsD", ARCHIVE, "model.o"]
+    with _compiled(source, target, ("-c", "-o", "model.o")) as folder:
+        archiver = [*_zig(), "ar", "rcsD", ARCHIVE, "model.o"]
         if refused := _run(archiver, folder, cache_directory() / "zig"):
             raise ResourceError(f"{ARCHIVE} cannot be made: {refused}.", "Free some disk.")
         Path(directory, ARCHIVE).write_bytes(Path(folder, ARCHIVE).read_bytes())
@@ -85,10 +100,16 @@ def compile_archive(source: str, variant: str, directory: Path) -> str:
 
 
 @contextmanager
-def _compiled(source: str, variant: str, options: tuple[str, ...]) -> Iterator[str]:
+def _compiled(source: str, target: Target, options: tuple[str, ...]) -> Iterator[str]:
     """A folder with what the compiler made of ``model.c``, until the block ends."""
-    machine = MACHINES[variant]
-    command = [*_compiler(), *_FLAGS, "-target", machine.triple, *machine.flags, f"-I{KERNELS}", "model.c", *options]
+    compiler, machine = target.compilers[0], MACHINES[target.variant]
+    if compiler == ZIGLANG:
+        command = [*_zig(), "cc", "-target", machine.triple, f"-mcpu={machine.cpu}"]
+        remedy = "This is a defect of aicc: please report it. Until then compile for another target."
+    else:
+        command = [*_words(compiler), *machine.march]
+        remedy = f"--cc must be GCC 12 or clang 15 at least, for {target.architecture}; or leave it out."
+    command += [*machine.common, *_FLAGS, f"-I{KERNELS}", "model.c", *options]
     try:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "model.c").write_text(source)
@@ -103,10 +124,7 @@ def _compiled(source: str, variant: str, options: tuple[str, ...]) -> Iterator[s
                             f"the C compiler ended with too little space left in {place}.",
                             "Free some disk, or set XDG_CACHE_HOME and TMPDIR.",
                         )
-                raise UnsupportedError(
-                    f"the C compiler refuses the model: {refused}.",
-                    "This is a defect of aicc: please report it. Until then compile for another target.",
-                )
+                raise UnsupportedError(f"the C compiler refuses the model: {refused}.", remedy)
             yield folder
     except OSError as error:
         raise ResourceError(
@@ -115,20 +133,42 @@ def _compiled(source: str, variant: str, options: tuple[str, ...]) -> Iterator[s
         ) from error
 
 
-def compiler_version() -> str:
-    """Version of the compiler, for the manifest."""
+def producer(target: Target) -> dict[str, str]:
+    """The compiler and its version, for the manifest."""
     from importlib import metadata
 
-    _compiler()
-    return metadata.version("ziglang")
+    compiler = target.compilers[0]
+    if compiler == ZIGLANG:
+        _zig()
+        return {ZIGLANG: metadata.version(ZIGLANG)}
+    try:
+        command = [*_words(compiler), "--version"]
+        said = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MismatchError(f"the C compiler {compiler} does not say its version: {error}.", _OTHER) from error
+    return {"cc": said.partition("\n")[0][:200] or compiler}
 
 
-def _compiler() -> list[str]:
-    if importlib.util.find_spec("ziglang") is None:
+_OTHER = "Give --cc a gcc or clang that is installed, or leave it out."
+
+
+def _zig() -> list[str]:
+    if importlib.util.find_spec(ZIGLANG) is None:
         raise MismatchError(
-            "the cpu family needs a C compiler, the package ziglang.", "Install it: pip install 'aicc[compile]'."
+            f"the cpu family needs a C compiler, the package {ZIGLANG}.", "Install it: pip install 'aicc[compile]'."
         )
-    return [sys.executable, "-m", "ziglang", "cc"]
+    return [sys.executable, "-m", ZIGLANG]
+
+
+def _words(compiler: str) -> list[str]:
+    """A command for a compiler as words."""
+    try:
+        words = shlex.split(compiler)
+    except ValueError as error:
+        raise UsageError(f"the C compiler {compiler!r} is no command: {error}.", _OTHER) from error
+    if not words or shutil.which(words[0]) is None:
+        raise MismatchError(f"there is no C compiler {compiler!r} on this machine.", _OTHER)
+    return words
 
 
 def _run(command: list[str], folder: str, cache: Path) -> str:
