@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _, layers, head = peers.gguf_sizes(gguf)
     document["load_average"]["after"] = os.getloadavg()
     document |= {
-        "model": options.model,
+        "model": Path(options.model).name,
         "threads": options.threads,
         "rounds": options.rounds,
         "prompt_tokens": options.prompt_tokens,
