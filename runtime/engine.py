@@ -36,7 +36,8 @@ class Engine:
         sequences = self._scheduler.most_sequences
         self._tokens = np.empty(self._scheduler.budget, np.int64)
         self._starts, self._page_starts = (np.zeros(sequences + 1, np.int32) for _ in range(2))
-        self._past, self._rows = (np.empty(sequences, np.int32) for _ in range(2))
+        self._past = np.empty(sequences, np.int32)
+        self._rows = np.empty(self._scheduler.budget, np.int32)
         self._pages = np.empty(executable.page_count, np.int32)
 
     @property
@@ -103,27 +104,27 @@ class Engine:
 
     def _run(self, scheduled: list[tuple[Request, int]], started: float) -> None:
         try:
-            logits = iter(self._executable.forward(self._pack(scheduled)))
+            logits = self._executable.forward(self._pack(scheduled))
         except Exception as error:
             for request, _ in scheduled:
                 self._scheduler.remove(request)
                 request.end("error", error)
             return
+        row = 0
         for request, new in scheduled:
-            request.cached += new
-            if request.cached < request.length:
-                request.spend(started)
-                continue
-            row = next(logits)
+            past, end = request.cached, request.cached + new
+            rows = end - request.logits_from(past, end)
+            request.cached = end
             try:
-                request.accept(row, started)
+                request.accept(logits[row : row + rows], started)
             except Exception as error:
                 request.end("error", error)
+            row += rows
             if request.finish_reason is not None:
                 self._scheduler.remove(request)
 
     def _pack(self, scheduled: list[tuple[Request, int]]) -> TokenBatch:
-        """The step's arrays; logits are wanted of the last token of each sequence that has none missing."""
+        """The step's arrays, over buffers that the next step reuses."""
         tokens = pages = rows = 0
         for i, (request, new) in enumerate(scheduled):
             past, end = request.cached, request.cached + new
@@ -132,9 +133,9 @@ class Engine:
             self._pages[pages : pages + len(table)] = table
             tokens, pages = tokens + new, pages + len(table)
             self._past[i], self._starts[i + 1], self._page_starts[i + 1] = past, tokens, pages
-            if end == request.length:
-                self._rows[rows] = tokens - 1
-                rows += 1
+            wanted = end - request.logits_from(past, end)
+            self._rows[rows : rows + wanted] = np.arange(tokens - wanted, tokens)
+            rows += wanted
         count = len(scheduled)
         return TokenBatch(
             tokens=self._tokens[:tokens],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -19,6 +20,7 @@ from aicc.runtime.artifact import (
     LlmFacts,
 )
 from aicc.runtime.chat import ChatTemplate, Messages
+from aicc.runtime.constraint import Constraint, GrammarKind, Grammars
 from aicc.runtime.engine import Engine
 from aicc.runtime.errors import ContextLengthError, IntegrityError, UnsupportedError, UsageError
 from aicc.runtime.machine import release_free_memory
@@ -81,6 +83,8 @@ class Model:
         self.engine = Engine(executable)
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
+        self._grammars: Grammars | None = None
+        self._lock = threading.Lock()
 
     @property
     def device(self) -> str:
@@ -152,11 +156,32 @@ class Model:
         """
         return self.chat_template.ids(self.tokenizer, messages, add_generation_prompt, tools, **variables)
 
-    def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
+    def constraint(self, kind: GrammarKind, source: str | Mapping[str, Any] = "") -> Constraint:
+        """What one generation may say; any thread may make it, and the first one takes longer.
+
+        Args:
+            kind: ``json_object``, ``json_schema``, ``regex`` or ``lark``.
+            source: The schema (JSON text or a mapping), expression or grammar.
+
+        Raises:
+            UsageError: It is not one, is too large, or has something that cannot be enforced.
+            UnsupportedError: The model has no tokenizer that grammars know, or llguidance is not installed.
+        """
+        with self._lock:
+            if self._grammars is None:
+                _ = self.tokenizer  # refuses a model without one
+                path, facts = self._artifact.file(TOKENIZER_PATH), self._facts
+                self._grammars = Grammars(path, facts.vocab_size, facts.eos_token_ids)
+        return self._grammars.compile(kind, source)
+
+    def generate(
+        self, prompt: Prompt, constraint: Constraint | None = None, **options: Unpack[SamplingOptions]
+    ) -> Generation:
         """Generate until the model ends, a stop string appears or the tokens run out.
 
         Args:
             prompt: Text, as it is (no chat template), or token ids.
+            constraint: From :meth:`constraint`, for this generation alone.
             options: Fields of :class:`SamplingParams`.
 
         Raises:
@@ -164,27 +189,36 @@ class Model:
             ContextLengthError: The prompt does not fit the context.
         """
         pieces: deque[Piece] = deque()
-        request = self.request(prompt, SamplingParams(**options), pieces.append)
+        request = self.request(prompt, SamplingParams(**options), pieces.append, constraint)
         text = "".join(piece.text for piece in self.drive(request, pieces))
         assert request.finish_reason is not None
         return Generation(text, request.completion_ids, request.finish_reason, request.timings)
 
-    def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Iterator[Piece]:
+    def stream(
+        self, prompt: Prompt, constraint: Constraint | None = None, **options: Unpack[SamplingOptions]
+    ) -> Iterator[Piece]:
         """The same, piece by piece; closing the iterator ends the generation.
 
         Raises:
             UsageError: As :meth:`generate`, at the call and not at the first piece.
         """
         pieces: deque[Piece] = deque()
-        return self.drive(self.request(prompt, SamplingParams(**options), pieces.append), pieces)
+        return self.drive(self.request(prompt, SamplingParams(**options), pieces.append, constraint), pieces)
 
-    def request(self, prompt: Prompt, params: SamplingParams, emit: Callable[[Piece], None]) -> Request:
+    def request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        emit: Callable[[Piece], None],
+        constraint: Constraint | None = None,
+    ) -> Request:
         """A request for :attr:`engine`, checked but not submitted.
 
         Args:
             prompt: Text or token ids.
             params: How to sample and when to stop.
             emit: Called with each piece by whoever steps the engine.
+            constraint: From :meth:`constraint`, for this request alone.
 
         Raises:
             UsageError: The prompt is empty or not of this model.
@@ -202,6 +236,7 @@ class Model:
             eos_token_ids=self._facts.eos_token_ids,
             tokenizer=self.tokenizer if self.has_tokenizer else None,
             emit=emit,
+            constraint=constraint,
         )
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:

@@ -10,11 +10,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from aicc.runtime.constraint import Constraint
 from aicc.runtime.kv import PageTable
 from aicc.runtime.sampling import Sampler, SamplingParams, TokenLogprobs
 from aicc.runtime.tokenizer import Tokenizer
 
 _CONTEXT_TOKENS = 8  # of the prompt, more than a stream decoder looks at
+_PROMPT_LOGITS = 16 << 20  # bytes of logits a step makes of a prompt whose log-probabilities are asked
+_FEWEST_ROWS = 16
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -25,7 +28,8 @@ class Piece(msgspec.Struct, frozen=True):
     Attributes:
         text: Text that is certain now. Empty while a character is incomplete or a stop string
             may be beginning.
-        token_ids: The new token; empty in the piece that ends a cancelled or failed request.
+        token_ids: The new token; empty in the piece that ends a request which made none in this step:
+            cancelled, failed, or with no room for a token.
         finish_reason: Set in the last piece: ``stop`` (end-of-sequence token or stop string),
             ``length``, ``cancelled`` or ``error``.
         error: What went wrong, with ``error``.
@@ -109,6 +113,11 @@ class Request:
         eos_token_ids: Tokens that end the sequence.
         tokenizer: Gives the text; without one pieces carry tokens only.
         emit: Called with every piece, in the engine's thread; must return quickly.
+        constraint: What the text may be; used by no other request.
+
+    Attributes:
+        prompt_logprobs: Of each token of the prompt, if ``params`` ask for them, as far as it is read;
+            complete before the first token is emitted. Nothing is said of the first.
     """
 
     def __init__(
@@ -122,6 +131,7 @@ class Request:
         eos_token_ids: Sequence[int],
         tokenizer: Tokenizer | None,
         emit: Callable[[Piece], None],
+        constraint: Constraint | None = None,
     ) -> None:
         self.params = params
         self.prompt_length = self.length = len(prompt)
@@ -132,7 +142,10 @@ class Request:
         self.pages = PageTable(-(-self.limit // page_size))
         self.finish_reason: FinishReason | None = None
         self.cancelled = False
+        self.prompt_logprobs: list[TokenLogprobs | None] = [None]
         self._prefill_s = self._decode_s = 0.0
+        self._constraint = constraint
+        self._vocab_size = vocab_size
         self._sampler = Sampler(params, vocab_size, prompt)
         self._eos = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self._decoder = tokenizer.stream(prompt[-_CONTEXT_TOKENS:].tolist()) if tokenizer is not None else None
@@ -158,27 +171,60 @@ class Request:
         else:
             self._decode_s += seconds
 
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt's tokens are still to be read."""
+        return self.params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_length
+
+    @property
+    def most_new(self) -> int:
+        """Most tokens a step may add, so that their logits stay few."""
+        return max(_FEWEST_ROWS, _PROMPT_LOGITS // (4 * self._vocab_size)) if self.reads_prompt else self.limit
+
+    def logits_from(self, past: int, end: int) -> int:
+        """The first of the tokens ``past`` to ``end`` that a step computes whose logits are needed, else ``end``."""
+        if self.reads_prompt:
+            return min(max(past, len(self.prompt_logprobs) - 1), end)
+        return end - 1 if end == self.length else end
+
     def accept(self, logits: NDArray[np.float32], since: float) -> None:
-        """Take the next token from the logits of the last one, and emit it.
+        """Go on with the logits that a step made: of prompt tokens, and of the last token at their end.
 
         Args:
-            logits: float32 ``[vocab]``.
+            logits: float32 ``[rows, vocab]``, of the tokens from :meth:`logits_from` on.
             since: When the step began, by ``time.perf_counter``.
         """
-        token = self._sampler.sample(logits)
+        unread = self.prompt_length - len(self.prompt_logprobs) if self.reads_prompt else 0
+        for row in logits[:unread]:
+            token = int(self.tokens[len(self.prompt_logprobs)])
+            self.prompt_logprobs.append(TokenLogprobs.of(row, token, self.params.prompt_logprobs or 0))
+        if len(logits) <= unread:
+            self.spend(since)
+        elif self.length == self.limit:
+            self.spend(since)
+            self.end("length")
+        else:
+            self._next(logits[unread], since)
+
+    def _next(self, logits: NDArray[np.float32], since: float) -> None:
+        """Take the next token from the logits of the last one, and emit it."""
+        token = self._sampler.sample(logits, self._constraint.mask() if self._constraint else None)
         self.spend(since)
+        if self._constraint:
+            self._constraint.advance(token)
         self.tokens[self.length] = token
         self.length += 1
         ended, matched, text = token in self._eos, False, ""
         if self._decoder is not None and not ended:
             text, matched = self._stops.push(self._decoder.push(token))
-        if ended or matched:
+        if ended or matched or (self._constraint is not None and self._constraint.finished):
             self.finish_reason = "stop"
         elif self.length == self.limit:
             self.finish_reason = "length"
         if self.finish_reason is not None and not matched:
             text += self._rest()
-        logprobs = self._sampler.logprobs(logits, token)
+        wanted = self.params.logprobs
+        logprobs = None if wanted is None else TokenLogprobs.of(logits, token, wanted)
         self._emit(Piece(text, (token,), self.finish_reason, logprobs=logprobs))
 
     def _rest(self) -> str:

@@ -1,17 +1,17 @@
 """From one row of logits to the next token.
 
 Order of operations, as the field does it: repetition penalty, presence and frequency penalties,
-logit bias; then either the largest logit (temperature 0) or temperature, top-k, top-p, min-p and
-a draw. Each filter works on what the one before it left, normalised again. Equal values are
-ranked by token id, so the result depends on the logits and the seed alone, never on what else
-runs at the same time.
+logit bias, tokens that a constraint forbids; then either the largest logit (temperature 0) or
+temperature, top-k, top-p, min-p and a draw. Each filter works on what the one before it left,
+normalised again. Equal values are ranked by token id, so the result depends on the logits and the
+seed alone, never on what else runs at the same time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Self, TypedDict
 
 import msgspec
 import numpy as np
@@ -42,13 +42,14 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     ignore_eos: bool
     logprobs: int | None
+    prompt_logprobs: int | None
 
 
 class SamplingParams(msgspec.Struct, frozen=True):
     """How tokens are chosen and when generation ends.
 
     Attributes:
-        max_tokens: Most tokens to generate.
+        max_tokens: Most tokens to generate; 0 only with ``prompt_logprobs``.
         temperature: 0 takes the most likely token; else logits are divided by it.
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the fewest most likely tokens whose probabilities reach this sum.
@@ -63,6 +64,7 @@ class SamplingParams(msgspec.Struct, frozen=True):
         ignore_eos: Go on after an end-of-sequence token.
         logprobs: How many of the most likely tokens to report with each token, besides its own
             log-probability; None reports neither.
+        prompt_logprobs: The same of the prompt's own tokens.
 
     Raises:
         UsageError: A value is outside its range; the message names the field.
@@ -81,9 +83,10 @@ class SamplingParams(msgspec.Struct, frozen=True):
     logit_bias: Mapping[int, float] = msgspec.field(default_factory=dict)
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _check_integer("max_tokens", self.max_tokens, 1, _MAX_INTEGER)
+        _check_integer("max_tokens", self.max_tokens, 1 if self.prompt_logprobs is None else 0, _MAX_INTEGER)
         _check_integer("top_k", self.top_k, 0, _MAX_INTEGER)
         _check_number("temperature", self.temperature, 0, 100)
         _check_number("top_p", self.top_p, 0, 1, exclude_low=True)
@@ -93,8 +96,9 @@ class SamplingParams(msgspec.Struct, frozen=True):
         _check_number("frequency_penalty", self.frequency_penalty, -100, 100)
         if self.seed is not None:
             _check_integer("seed", self.seed, -_MAX_INTEGER - 1, 2 * _MAX_INTEGER + 1)
-        if self.logprobs is not None:
-            _check_integer("logprobs", self.logprobs, 0, _MAX_LOGPROBS)
+        for name in ("logprobs", "prompt_logprobs"):
+            if (count := getattr(self, name)) is not None:
+                _check_integer(name, count, 0, _MAX_LOGPROBS)
         if not isinstance(self.ignore_eos, bool):
             raise _bad("ignore_eos", self.ignore_eos, "true or false")
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -143,6 +147,21 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     token: float
     top: tuple[tuple[int, float], ...]
 
+    @classmethod
+    def of(cls, logits: NDArray[np.float32], token: int, count: int) -> Self:
+        """Read them off a row of logits.
+
+        Args:
+            logits: float32 ``[vocab]``.
+            token: An id.
+            count: How many of the most likely tokens to tell.
+        """
+        highest = float(logits.max())
+        total = highest + math.log(float(np.exp(logits - np.float32(highest)).sum(dtype=np.float64)))
+        top = _largest(logits, min(count, len(logits)))
+        top = top[np.argsort(-logits[top], kind="stable")]
+        return cls(float(logits[token]) - total, tuple((int(i), float(logits[i]) - total) for i in top))
+
 
 class Sampler:
     """Chooses the tokens of one request.
@@ -172,38 +191,42 @@ class Sampler:
         seed = params.seed if params.seed is None else int(params.seed) % 2**64
         self._random = np.random.Generator(np.random.Philox(seed))
 
-    def sample(self, logits: NDArray[np.float32]) -> int:
+    def sample(self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None) -> int:
         """The next token.
 
         Args:
             logits: float32 ``[vocab]``; left unchanged.
+            allowed: bool ``[vocab]``, the tokens to choose from, at least one; None is all.
 
         Raises:
             AiccError: The logits are not numbers, so the model is broken.
         """
         if self._params.temperature == 0:
-            adjusted = self._adjust(logits)
+            adjusted = self._adjust(logits, allowed)
             token = int(adjusted.argmax())
             _check_finite(float(adjusted[token]))
         else:
-            ids, probabilities = self.probabilities(logits)
+            ids, probabilities = self.probabilities(logits, allowed)
             token = int(ids[_draw(probabilities, self._random.random())])
         if self._penalises:
             self._counts[token] = self._counts.get(token, 0) + 1
             self._seen[token] = True
         return token
 
-    def probabilities(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def probabilities(
+        self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The tokens that may be drawn next, and the probability of each; for temperatures above 0.
 
         Args:
             logits: float32 ``[vocab]``; left unchanged.
+            allowed: As :meth:`sample` takes them.
 
         Returns:
             int64 ``[n]`` ids and float32 ``[n]`` probabilities that sum to 1.
         """
         params = self._params
-        adjusted = self._adjust(logits)
+        adjusted = self._adjust(logits, allowed)
         highest = float(adjusted.max())
         _check_finite(highest)
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the highest to -inf
@@ -223,23 +246,12 @@ class Sampler:
             ids, weights = ids[kept], weights[kept]
         return ids, weights / weights.sum()
 
-    def logprobs(self, logits: NDArray[np.float32], token: int) -> TokenLogprobs | None:
-        """What ``params.logprobs`` asks to be told of a chosen token.
+    def _adjust(self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+        """Logits after penalties, bias and constraint: a copy when anything changes, else the row itself."""
+        adjusted = self._penalised(logits)
+        return adjusted if allowed is None else np.where(allowed, adjusted, np.float32(-np.inf))
 
-        Args:
-            logits: float32 ``[vocab]``, those it was sampled from.
-            token: Its id.
-        """
-        if self._params.logprobs is None:
-            return None
-        highest = float(logits.max())
-        total = highest + math.log(float(np.exp(logits - np.float32(highest)).sum(dtype=np.float64)))
-        top = _largest(logits, min(self._params.logprobs, len(logits)))
-        top = top[np.argsort(-logits[top], kind="stable")]
-        return TokenLogprobs(float(logits[token]) - total, tuple((int(i), float(logits[i]) - total) for i in top))
-
-    def _adjust(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits after penalties and bias: a copy when anything changes, else the row itself."""
+    def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         params = self._params
         if not self._penalises and not len(self._bias_ids):
             return logits

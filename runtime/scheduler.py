@@ -35,7 +35,7 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request."""
-        if request.length < request.limit:
+        if request.length < request.limit or request.reads_prompt:
             self.waiting.append(request)
         else:  # the prompt fills the context: there is no room for a token
             request.end("length")
@@ -49,13 +49,13 @@ class Scheduler:
                 scheduled.append((request, 1))
                 budget -= 1
         for request in [r for r in self.running if r.length - r.cached > 1]:
-            new = min(request.length - request.cached, budget)
+            new = min(request.length - request.cached, request.most_new, budget)
             if new:
                 scheduled.append((request, new))
                 budget -= new
         while budget and self.waiting and self._admit(self.waiting[0]):
             request = self.waiting.popleft()
-            new = min(request.length, budget)
+            new = min(request.length, request.most_new, budget)
             scheduled.append((request, new))
             budget -= new
         return scheduled

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aicc.runtime.errors import AiccError, UsageError
-from aicc.runtime.sampling import Sampler, SamplingParams, _draw, _largest
+from aicc.runtime.sampling import Sampler, SamplingParams, TokenLogprobs, _draw, _largest
 
 VOCAB = 40
 NO_PROMPT = np.empty(0, np.int64)
@@ -176,9 +176,9 @@ def test_logits_that_are_not_numbers_are_an_error_and_not_a_token(temperature, b
 
 def test_logprobs_are_of_the_model_and_not_of_the_filters():
     logits = np.log(np.array([0.5, 0.25, 0.125, 0.125], np.float32))
-    sampler = Sampler(SamplingParams(temperature=0.0, logit_bias={3: 50}, logprobs=2), 4, NO_PROMPT)
+    sampler = Sampler(SamplingParams(temperature=0.0, logit_bias={3: 50}), 4, NO_PROMPT)
     token = sampler.sample(logits)
-    told = sampler.logprobs(logits, token)
+    told = TokenLogprobs.of(logits, token, 2)
     assert token == 3
     assert told.token == pytest.approx(math.log(0.125), abs=1e-5)
     assert [i for i, _ in told.top] == [0, 1]
@@ -210,11 +210,27 @@ def test_logprobs_are_of_the_model_and_not_of_the_filters():
         ("logit_bias", [1]),
         ("ignore_eos", 1),
         ("logprobs", 21),
+        ("prompt_logprobs", 21),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(UsageError, match=field):
         SamplingParams(**{field: value})
+
+
+@given(logits=logit_rows, allowed=st.sets(st.integers(0, VOCAB - 1), min_size=1), top_k=st.integers(0, 5))
+def test_only_allowed_tokens_are_drawn_and_the_others_share_what_is_left(logits, allowed, top_k):
+    mask = np.zeros(VOCAB, np.bool_)
+    mask[list(allowed)] = True
+    masked = np.where(mask, logits, np.float32(-100))  # the oracle cannot take infinities
+    expected = oracle(masked, SamplingParams(temperature=1.0, top_k=top_k), [], [])
+    sampler = Sampler(SamplingParams(temperature=1.0, top_k=top_k, seed=1), VOCAB, NO_PROMPT)
+    ids, probabilities = sampler.probabilities(logits, mask)
+    told = dict(zip(ids.tolist(), probabilities.tolist(), strict=True))
+    assert all(told.get(token, 0) == pytest.approx(expected.get(token, 0), rel=1e-4) for token in allowed)
+    assert {token for token, probability in told.items() if probability} <= allowed
+    assert sampler.sample(logits, mask) in allowed
+    assert Sampler(SamplingParams(), VOCAB, NO_PROMPT).sample(logits, mask) == masked.argmax()
 
 
 def test_a_bias_for_a_token_the_model_lacks_is_refused():
