@@ -40,6 +40,7 @@ def load(
     device: str | None = None,
     threads: int | None = None,
     kv_tokens: int | None = None,
+    prefix_cache: bool = True,
 ) -> Session | Model:
     """Load an artifact.
 
@@ -50,6 +51,8 @@ def load(
             instead.
         threads: Threads to compute with; None leaves it to the provider.
         kv_tokens: Tokens the KV cache holds over all sequences; None is one full context.
+        prefix_cache: Keep keys and values of what is done, as far as there is room, so that a prompt which
+            begins like an earlier one is computed from where they part.
 
     Returns:
         A :class:`Model` for decoders, a :class:`Session` for models of tensors.
@@ -61,6 +64,7 @@ def load(
         ResourceError: Not enough memory.
     """
     from aicc.runtime.artifact import Artifact
+    from aicc.runtime.engine import EngineOptions
     from aicc.runtime.errors import UsageError
     from aicc.runtime.provider import LoadOptions
     from aicc.runtime.session import load_artifact
@@ -70,7 +74,7 @@ def load(
             raise UsageError(f"{name} is {value!r} and must be an integer of at least 1.")
     if threads is not None and threads > _MAX_THREADS:
         raise UsageError(f"threads is {threads} and may be {_MAX_THREADS}.", "More than there are cores help nothing.")
-    return load_artifact(Artifact.open(path), LoadOptions(threads, kv_tokens), device)
+    return load_artifact(Artifact.open(path), LoadOptions(threads, kv_tokens), device, EngineOptions(prefix_cache))
 
 
 def __getattr__(name: str) -> Any:

@@ -137,7 +137,7 @@ def bench_artifact(
         if value < 1:
             raise UsageError(f"{name} is {value} and must be at least 1.")
     start = time.perf_counter()
-    with load(path, device=device, threads=threads) as model:
+    with load(path, device=device, threads=threads, prefix_cache=False) as model:
         load_s = time.perf_counter() - start
         used = threads or processor().usable_cores
         if isinstance(model, Session):

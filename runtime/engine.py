@@ -7,13 +7,27 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from aicc.runtime.kv import PageTable
 from aicc.runtime.provider import DecoderExecutable, TokenBatch
 from aicc.runtime.request import Request
-from aicc.runtime.scheduler import Scheduler
+from aicc.runtime.scheduler import Counters, Scheduler
+
+
+class EngineOptions(msgspec.Struct, frozen=True):
+    """What a caller may choose of an engine.
+
+    Attributes:
+        prefix_cache: Keep keys and values of what is done, for prompts that begin the same.
+    """
+
+    prefix_cache: bool = True
+
+
+DEFAULT_OPTIONS = EngineOptions()
 
 
 class Engine:
@@ -24,11 +38,14 @@ class Engine:
 
     Args:
         executable: A loaded decoder.
+        options: How it goes about it; none changes what a request gets.
     """
 
-    def __init__(self, executable: DecoderExecutable) -> None:
+    def __init__(self, executable: DecoderExecutable, options: EngineOptions = DEFAULT_OPTIONS) -> None:
         self._executable = executable
-        self._scheduler = Scheduler(executable.page_count, executable.page_size, executable.max_batch_tokens)
+        self._scheduler = Scheduler(
+            executable.page_count, executable.page_size, executable.max_batch_tokens, options.prefix_cache
+        )
         self._inbox: deque[Request] = deque()
         self._cancelling = False
         self._lock = threading.Lock()
@@ -38,7 +55,7 @@ class Engine:
         self._starts, self._page_starts = (np.zeros(sequences + 1, np.int32) for _ in range(2))
         self._past = np.empty(sequences, np.int32)
         self._rows = np.empty(self._scheduler.budget, np.int32)
-        self._pages = np.empty(executable.page_count, np.int32)
+        self._pages = np.empty(executable.page_count, np.int32)  # grows if sequences share many
 
     @property
     def capacity(self) -> int:
@@ -54,6 +71,11 @@ class Engine:
     def free_pages(self) -> int:
         """Pages of KV memory nobody owned after the last step."""
         return self._scheduler.allocator.free
+
+    @property
+    def counters(self) -> Counters:
+        """What it has done so far; read, do not write."""
+        return self._scheduler.counters
 
     def submit(self, request: Request) -> None:
         """Queue a request; its pieces come while somebody steps."""
@@ -106,8 +128,9 @@ class Engine:
         try:
             logits = self._executable.forward(self._pack(scheduled))
         except Exception as error:
-            for request, _ in scheduled:
-                self._scheduler.remove(request)
+            requests = [request for request, _ in scheduled]
+            self._scheduler.failed(requests)
+            for request in requests:
                 request.end("error", error)
             return
         row = 0
@@ -120,12 +143,16 @@ class Engine:
             except Exception as error:
                 request.end("error", error)
             row += rows
+            self._scheduler.computed(request)
             if request.finish_reason is not None:
                 self._scheduler.remove(request)
 
     def _pack(self, scheduled: list[tuple[Request, int]]) -> TokenBatch:
         """The step's arrays, over buffers that the next step reuses."""
         tokens = pages = rows = 0
+        listed = sum(len(request.pages) for request, _ in scheduled)
+        if listed > len(self._pages):
+            self._pages = np.empty(2 * listed, np.int32)
         for i, (request, new) in enumerate(scheduled):
             past, end = request.cached, request.cached + new
             table = request.pages.pages[: self._scheduler.allocator.pages_for(end)]

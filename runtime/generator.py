@@ -21,7 +21,7 @@ from aicc.runtime.artifact import (
 )
 from aicc.runtime.chat import ChatTemplate, Messages
 from aicc.runtime.constraint import Constraint, GrammarKind, Grammars
-from aicc.runtime.engine import Engine
+from aicc.runtime.engine import DEFAULT_OPTIONS, Engine, EngineOptions
 from aicc.runtime.errors import ContextLengthError, IntegrityError, UnsupportedError, UsageError
 from aicc.runtime.machine import release_free_memory
 from aicc.runtime.provider import OPTIMAL, Compatibility, DecoderExecutable
@@ -58,6 +58,7 @@ class Model:
         artifact: Where its tokenizer and facts are.
         compatibility: What the provider said of it and this machine.
         target: What the loaded variant was compiled for.
+        options: How the engine goes about it.
 
     Attributes:
         manifest: The artifact's.
@@ -70,6 +71,7 @@ class Model:
         artifact: Artifact,
         compatibility: Compatibility = OPTIMAL,
         target: str = "",
+        options: EngineOptions = DEFAULT_OPTIONS,
     ) -> None:
         self._executable = executable
         self.target = target
@@ -80,7 +82,7 @@ class Model:
         if facts is None:
             raise UsageError(f"{artifact.path} is not a decoder.")
         self._facts: LlmFacts = facts
-        self.engine = Engine(executable)
+        self.engine = Engine(executable, options)
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
         self._grammars: Grammars | None = None

@@ -47,14 +47,16 @@ class Timings(msgspec.Struct, frozen=True):
     """How long a generation took: seconds of the engine's steps that worked on it."""
 
     prompt_tokens: int
+    cached_prompt_tokens: int
     completion_tokens: int
     prefill_s: float
     decode_s: float
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """Prompt tokens a second until the first new token; 0 if there is none."""
-        return self.prompt_tokens / self.prefill_s if self.prefill_s and self.completion_tokens else 0.0
+        """Prompt tokens computed a second until the first new token; 0 if there is none."""
+        computed = self.prompt_tokens - self.cached_prompt_tokens
+        return computed / self.prefill_s if self.prefill_s and self.completion_tokens else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -102,7 +104,8 @@ class StopStrings:
 class Request:
     """A prompt on its way through the engine.
 
-    The engine owns ``cached`` and ``pages``; everything else belongs to the request.
+    The engine owns ``cached``, ``pages``, ``page_keys`` and ``cached_prompt_tokens``; everything else belongs to the
+    request.
 
     Args:
         prompt: int64 ``[n]`` token ids, ``0 < n <= capacity``.
@@ -118,6 +121,7 @@ class Request:
     Attributes:
         prompt_logprobs: Of each token of the prompt, if ``params`` ask for them, as far as it is read;
             complete before the first token is emitted. Nothing is said of the first.
+        cached_prompt_tokens: Tokens of the prompt that were in memory and not computed; None while it waits.
     """
 
     def __init__(
@@ -140,6 +144,8 @@ class Request:
         self.tokens[: len(prompt)] = prompt
         self.cached = 0  # tokens whose keys and values are in memory
         self.pages = PageTable(-(-self.limit // page_size))
+        self.page_keys: list[bytes] = []  # of its first full pages, as far as anybody asked
+        self.cached_prompt_tokens: int | None = None
         self.finish_reason: FinishReason | None = None
         self.cancelled = False
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
@@ -161,7 +167,8 @@ class Request:
     @property
     def timings(self) -> Timings:
         """So far; complete when the request has finished."""
-        return Timings(self.prompt_length, self.length - self.prompt_length, self._prefill_s, self._decode_s)
+        cached, made = self.cached_prompt_tokens or 0, self.length - self.prompt_length
+        return Timings(self.prompt_length, cached, made, self._prefill_s, self._decode_s)
 
     def spend(self, since: float) -> None:
         """Count the time since ``since`` (``time.perf_counter``) as time spent on this request."""

@@ -3,17 +3,35 @@
 A sequence has tokens, of which the first ``cached`` are in memory; a step computes some that are
 not, and when none are missing the last one's logits give the next token. Prefill, decode and
 computing again after an eviction are all this one thing. Decodes come first, prompts fill what is
-left of the step, cut into chunks.
+left of the step, cut into chunks. A request begins after the longest beginning of its tokens
+whose pages are still known from earlier ones.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 
-from aicc.runtime.kv import PageAllocator, PageTable
+import msgspec
+
+from aicc.runtime.kv import PageAllocator, PageTable, page_key
 from aicc.runtime.request import Request
 
 _MAX_SEQUENCES = 256  # in one step
+
+
+class Counters(msgspec.Struct):
+    """What an engine has done since it was made.
+
+    Attributes:
+        prompt_tokens: Tokens of prompts that were admitted.
+        cached_tokens: Those of them that were found in memory and not computed.
+        preemptions: Times a request lost its pages to an older one.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
 
 
 class Scheduler:
@@ -23,10 +41,13 @@ class Scheduler:
         page_count: Pages of KV memory.
         page_size: Tokens a page holds.
         budget: Most tokens a step may add.
+        prefix_cache: Keep pages of what is done for prompts that begin the same.
     """
 
-    def __init__(self, page_count: int, page_size: int, budget: int) -> None:
+    def __init__(self, page_count: int, page_size: int, budget: int, prefix_cache: bool = True) -> None:
         self.budget = budget
+        self.counters = Counters()
+        self._prefix_cache = prefix_cache
         # Prompts get at least half of a step, so that decodes alone cannot starve them.
         self.most_sequences = max(1, min(_MAX_SEQUENCES, budget // 2))
         self.allocator = PageAllocator(page_count, page_size)
@@ -53,12 +74,25 @@ class Scheduler:
             if new:
                 scheduled.append((request, new))
                 budget -= new
-        while budget and self.waiting and self._admit(self.waiting[0]):
-            request = self.waiting.popleft()
-            new = min(request.length, request.most_new, budget)
+        for request in self._admitted() if budget else ():
+            new = min(request.length - request.cached, request.most_new, budget)
             scheduled.append((request, new))
             budget -= new
+            if not budget:
+                break
         return scheduled
+
+    def computed(self, request: Request) -> None:
+        """Note that the keys and values of a request's first ``cached`` tokens are in its pages."""
+        if self._prefix_cache and request.cached // self.allocator.page_size > request.pages.published:
+            keys = self._keys(request, request.cached)
+            self.allocator.publish(request.pages, keys[request.pages.published :])
+
+    def failed(self, requests: Iterable[Request]) -> None:
+        """Give up requests whose step went wrong, and whatever it may have left in memory."""
+        for request in requests:
+            self.remove(request)
+        self.allocator.forget()
 
     def remove(self, request: Request) -> None:
         """Take a request's pages back and forget it."""
@@ -76,14 +110,56 @@ class Scheduler:
             request.cached = 0
         self.running, self.waiting = [], deque(requests)
 
+    def _admitted(self) -> Iterator[Request]:
+        """Take in waiting requests, in order, until there is no room for the next.
+
+        One that begins with pages which a running request is computing lets others pass and waits for them.
+        """
+        if not self.waiting:
+            return
+        coming = {key for request in self.running for key in self._next_key(request, request.length)}
+        for request in list(self.waiting):
+            if len(self.running) == self.most_sequences:
+                return
+            if self._prefix_cache and not request.reads_prompt:
+                reusable = request.length - 1  # the last token is always computed, for its logits
+                self.allocator.share(request.pages, self._keys(request, reusable))
+                if coming.intersection(self._next_key(request, reusable)):
+                    self.allocator.release(request.pages)
+                    continue
+            if not self._admit(request):
+                return
+            coming.update(self._next_key(request, request.length))
+            yield request
+
     def _admit(self, request: Request) -> bool:
-        """Give a waiting request the pages of all its tokens, if each running one keeps a page to grow by."""
-        missing = self.allocator.pages_for(request.length)
-        if len(self.running) == self.most_sequences or missing + len(self.running) > self.allocator.free:
+        """Give a waiting request the pages it lacks, if each running one keeps a page to grow by."""
+        shared = len(request.pages)
+        if self.allocator.missing(request.pages, request.length) + len(self.running) > self.allocator.free:
+            self.allocator.release(request.pages)
             return False
-        self.running.append(request)
         self.allocator.grow(request.pages, request.length)
+        request.cached = shared * self.allocator.page_size
+        if request.cached_prompt_tokens is None:
+            request.cached_prompt_tokens = request.cached
+            self.counters.prompt_tokens += request.prompt_length
+            self.counters.cached_tokens += request.cached
+        self.waiting.remove(request)
+        self.running.append(request)
         return True
+
+    def _keys(self, request: Request, tokens: int) -> list[bytes]:
+        """Keys of the full pages of a request's first tokens."""
+        keys, size = request.page_keys, self.allocator.page_size
+        for start in range(len(keys) * size, tokens - size + 1, size):
+            keys.append(page_key(keys[-1] if keys else b"", request.tokens[start : start + size]))
+        return keys[: tokens // size]
+
+    def _next_key(self, request: Request, tokens: int) -> list[bytes]:
+        """The key of the page after a request's published ones, if its first tokens fill one."""
+        if not self._prefix_cache or tokens // self.allocator.page_size <= request.pages.published:
+            return []
+        return [self._keys(request, tokens)[request.pages.published]]
 
     def _make_room(self, request: Request) -> bool:
         """Give a decoding request a page if it needs one, evicting the youngest until one is free."""
@@ -91,6 +167,7 @@ class Scheduler:
             youngest = self.running.pop()
             self.allocator.release(youngest.pages)
             youngest.cached = 0
+            self.counters.preemptions += 1
             self.waiting.appendleft(youngest)
         if not request.pages:  # evicted, for an older request or because it was the youngest
             return False

@@ -24,6 +24,7 @@ from aicc.runtime.provider import (
 from aicc.runtime.target import find_target, load_object
 
 if TYPE_CHECKING:
+    from aicc.runtime.engine import EngineOptions
     from aicc.runtime.generator import Model
 
 
@@ -167,7 +168,12 @@ def _target_device(variant: Variant) -> str | None:
         return None
 
 
-def load_artifact(artifact: Artifact, options: LoadOptions | None = None, device: str | None = None) -> Session | Model:
+def load_artifact(
+    artifact: Artifact,
+    options: LoadOptions | None = None,
+    device: str | None = None,
+    engine: EngineOptions | None = None,
+) -> Session | Model:
     """Make an opened artifact ready to run; see :func:`aicc.runtime.load`.
 
     Every file but the weights is hashed, which takes milliseconds. The weights are mapped, not read,
@@ -204,6 +210,7 @@ def load_artifact(artifact: Artifact, options: LoadOptions | None = None, device
     if not isinstance(executable, DecoderExecutable):
         executable.close()
         raise UnsupportedError(f"{target.name} runs models of tensors only, and {artifact.path} is a decoder.")
+    from aicc.runtime.engine import EngineOptions
     from aicc.runtime.generator import Model
 
-    return Model(executable, artifact, compatibility, target.name)
+    return Model(executable, artifact, compatibility, target.name, engine or EngineOptions())

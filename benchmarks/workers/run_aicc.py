@@ -22,7 +22,7 @@ class Aicc:
 
     def load(self, model: str, threads: int, options: dict[str, Any]) -> dict[str, str]:
         """See :class:`protocol.Engine`."""
-        loaded = load(model, threads=threads, kv_tokens=options["context"])
+        loaded = load(model, threads=threads, kv_tokens=options["context"], prefix_cache=False)
         assert isinstance(loaded, Model)
         self.model = loaded
         return {name: version(name) for name in ("aicc", *sys.argv[1:])}

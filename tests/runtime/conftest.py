@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from engine_run import Run
 from tiny_decoder import CONTEXT, tiny_graph, write_tiny
 
 from aicc.compiler.facts import graph_signatures
@@ -88,3 +89,15 @@ def make_decoder() -> Callable[..., GraphDecoder]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def alone(make_decoder) -> Callable[..., list[int]]:
+    """What a request generates with an engine to itself."""
+    run = Run(make_decoder(), prefix_cache=False)
+
+    def generate(prompt: list[int], **params) -> list[int]:
+        request = run.submit(prompt, **params)
+        return run.finish().ids(request)
+
+    return generate

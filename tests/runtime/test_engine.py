@@ -1,92 +1,16 @@
 """The engine gives every request what it would get alone, whatever runs beside it."""
 
 import threading
-from collections.abc import Callable
 
 import numpy as np
 import pytest
+from engine_run import EOS, VOCAB, Run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aicc.runtime.engine import Engine
 from aicc.runtime.errors import AiccError
 from aicc.runtime.provider import TokenBatch
-from aicc.runtime.request import Piece, Request
-from aicc.runtime.sampling import SamplingParams
-
-VOCAB, EOS = 300, 2
-
-
-class Watched:
-    """A decoder that checks each batch it gets against the contract, and can be made to fail."""
-
-    def __init__(self, decoder):
-        self.decoder = decoder
-        self.page_size, self.page_count = decoder.page_size, decoder.page_count
-        self.max_batch_tokens = decoder.max_batch_tokens
-        self.steps: list[list[tuple[int, int]]] = []  # (past, new) of each sequence
-        self.before_step: Callable[[int], None] = lambda index: None
-
-    def forward(self, batch: TokenBatch) -> np.ndarray:
-        new = np.diff(batch.starts)
-        assert 0 < len(batch.tokens) == new.sum() <= self.max_batch_tokens
-        assert (new > 0).all()
-        assert len(set(batch.pages.tolist())) == len(batch.pages)
-        assert ((batch.pages >= 0) & (batch.pages < self.page_count)).all()
-        assert (np.diff(batch.page_starts) * self.page_size >= batch.past + new).all()
-        assert set(batch.logit_rows.tolist()) <= set((batch.starts[1:] - 1).tolist())
-        self.steps.append(list(zip(batch.past.tolist(), new.tolist(), strict=True)))
-        self.before_step(len(self.steps) - 1)
-        return self.decoder.forward(batch)
-
-
-class Run:
-    """An engine with its requests and what came of them."""
-
-    def __init__(self, decoder):
-        self.executable = Watched(decoder)
-        self.engine = Engine(self.executable)
-        self.pieces: dict[Request, list[Piece]] = {}
-
-    def submit(self, prompt: list[int], **params) -> Request:
-        pieces: list[Piece] = []
-        request = Request(
-            np.array(prompt, np.int64),
-            SamplingParams(**{"ignore_eos": True, "max_tokens": 10, **params}),
-            vocab_size=VOCAB,
-            capacity=self.engine.capacity,
-            page_size=self.executable.page_size,
-            eos_token_ids=(EOS,),
-            tokenizer=None,
-            emit=pieces.append,
-        )
-        self.pieces[request] = pieces
-        self.engine.submit(request)
-        return request
-
-    def finish(self) -> "Run":
-        while self.engine.step():
-            pass
-        assert self.engine.free_pages == self.engine.page_count
-        assert all(request.finish_reason for request in self.pieces)
-        return self
-
-    def ids(self, request: Request) -> list[int]:
-        emitted = [token for piece in self.pieces[request] for token in piece.token_ids]
-        assert emitted == request.completion_ids
-        return emitted
-
-
-@pytest.fixture(scope="session")
-def alone(make_decoder) -> Callable[..., list[int]]:
-    """What a request generates with an engine to itself."""
-    run = Run(make_decoder())
-
-    def generate(prompt: list[int], **params) -> list[int]:
-        request = run.submit(prompt, **params)
-        return run.finish().ids(request)
-
-    return generate
+from aicc.runtime.request import Request
 
 
 def test_greedy_tokens_are_those_of_the_graph_computed_without_any_cache(make_decoder, alone):
@@ -106,9 +30,12 @@ def test_greedy_tokens_are_those_of_the_graph_computed_without_any_cache(make_de
     assert alone([5, 17, 200]) == ids[3:]
 
 
+# Often with a beginning in common.
+_prompts = st.lists(st.sampled_from([[7], [8, 9, 10], list(range(20)), list(range(20, 29))]), min_size=1, max_size=4)
 requests = st.lists(
     st.tuples(
-        st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40),
+        _prompts.map(lambda parts: [token for part in parts for token in part][:40])
+        | st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40),
         st.integers(1, 12),
         st.sampled_from([0.0, 0.8]),
         st.integers(0, 20),  # the step it arrives at

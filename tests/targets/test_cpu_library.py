@@ -34,10 +34,8 @@ pytestmark = pytest.mark.skipif(not CPU.runs_on(processor()), reason=f"{CPU.name
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    path = tmp_path_factory.mktemp("artifact") / "smollm2.aicc"
-    compile_model(resolve("smollm2-135m"), CPU, path, measure=False)
-    return Artifact.open(path)
+def artifact(cpu_artifact: Artifact) -> Artifact:
+    return cpu_artifact
 
 
 @pytest.fixture(scope="module")
