@@ -2,15 +2,15 @@
 
 A sequence has tokens, of which the first ``cached`` are in memory; a step computes some that are
 not, and when none are missing the last one's logits give the next token. Prefill, decode and
-computing again after an eviction are all this one thing. Decodes come first, prompts fill what is
-left of the step, cut into chunks. A request begins after the longest beginning of its tokens
-whose pages are still known from earlier ones.
+computing again after an eviction are all this one thing. Every step has all decodes in it, and
+what it has left is divided among prompts, which are read in chunks. A request begins after the
+longest beginning of its tokens whose pages are still known from earlier ones.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import msgspec
 
@@ -35,7 +35,7 @@ class Counters(msgspec.Struct):
 
 
 class Scheduler:
-    """Shares steps and pages between requests, first come first served.
+    """Shares steps and pages between requests; pages first come first served.
 
     Args:
         page_count: Pages of KV memory.
@@ -63,24 +63,25 @@ class Scheduler:
 
     def schedule(self) -> list[tuple[Request, int]]:
         """Which requests add how many tokens in the next step, each with the pages it needs."""
-        scheduled: list[tuple[Request, int]] = []
-        budget = self.budget
-        for request in [r for r in self.running if r.length - r.cached == 1]:
-            if self._make_room(request):
-                scheduled.append((request, 1))
-                budget -= 1
-        for request in [r for r in self.running if r.length - r.cached > 1]:
-            new = min(request.length - request.cached, request.most_new, budget)
-            if new:
-                scheduled.append((request, new))
-                budget -= new
-        for request in self._admitted() if budget else ():
-            new = min(request.length - request.cached, request.most_new, budget)
-            scheduled.append((request, new))
+        self._admit_waiting()
+        scheduled = [(r, 1) for r in [r for r in self.running if r.length - r.cached == 1] if self._make_room(r)]
+        prompts = [r for r in self.running if r.length - r.cached > 1]
+        return scheduled + self._cut(prompts, self.budget - len(scheduled))
+
+    def _cut(self, prompts: list[Request], budget: int) -> list[tuple[Request, int]]:
+        """Divide a step's tokens among prompts, the oldest first.
+
+        Half is the oldest one's, so that each has its turn; what is left goes to those that are soonest
+        read, so that none waits behind a long one.
+        """
+        cut = dict.fromkeys(prompts, 0)
+        soonest = sorted(prompts, key=lambda r: r.length - r.cached)
+        for request, most in [*((r, (budget + 1) // 2) for r in prompts[:1]), *((r, budget) for r in soonest)]:
+            missing = min(request.length - request.cached, request.most_new) - cut[request]
+            new = min(missing, most, budget)
+            cut[request] += new
             budget -= new
-            if not budget:
-                break
-        return scheduled
+        return [(request, new) for request, new in cut.items() if new]
 
     def computed(self, request: Request) -> None:
         """Note that the keys and values of a request's first ``cached`` tokens are in its pages."""
@@ -110,7 +111,7 @@ class Scheduler:
             request.cached = 0
         self.running, self.waiting = [], deque(requests)
 
-    def _admitted(self) -> Iterator[Request]:
+    def _admit_waiting(self) -> None:
         """Take in waiting requests, in order, until there is no room for the next.
 
         One that begins with pages which a running request is computing lets others pass and waits for them.
@@ -130,7 +131,6 @@ class Scheduler:
             if not self._admit(request):
                 return
             coming.update(self._next_key(request, request.length))
-            yield request
 
     def _admit(self, request: Request) -> bool:
         """Give a waiting request the pages it lacks, if each running one keeps a page to grow by."""

@@ -88,6 +88,49 @@ def test_running_requests_go_on_while_a_long_prompt_is_read(make_decoder):
     ]
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one_to_be_read(make_decoder, alone):
+    run = Run(make_decoder(max_batch_tokens=8))
+    long, short = run.submit(list(range(100, 150)), max_tokens=2), run.submit([1, 2, 3, 4, 5, 6], max_tokens=2)
+    while short.finish_reason is None:
+        run.engine.step()
+    assert run.executable.steps == [[(0, 4), (0, 4)], [(4, 6), (4, 2)], [(6, 1), (10, 7)]]
+    run.finish()
+    assert run.ids(long) == alone(list(range(100, 150)), max_tokens=2)
+
+
+def test_a_long_prompt_is_read_however_many_short_ones_come(make_decoder):
+    run = Run(make_decoder(max_batch_tokens=8))
+    long = run.submit(list(range(100, 140)), max_tokens=1)
+    while long.finish_reason is None:
+        run.submit([len(run.pieces), 1, 2, 3, 4, 5], max_tokens=1)
+        run.engine.step()
+    assert len(run.executable.steps) <= 10  # half of each step is its own
+    run.finish()
+
+
+def test_prompts_of_one_length_are_read_one_after_the_other(make_decoder):
+    run = Run(make_decoder(max_batch_tokens=8))
+    requests = [run.submit([i] * 16, max_tokens=1) for i in range(3)]
+    ended = {}
+    while len(ended) < 3:
+        run.engine.step()
+        ended |= {r: len(run.executable.steps) for r in requests if r.finish_reason and r not in ended}
+    assert [ended[r] for r in requests] == [2, 4, 6]
+
+
+@given(prompts=st.lists(st.integers(1, 200), min_size=1, max_size=5), budget=st.integers(2, 32))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_step_has_a_token_for_each_request_that_decodes(make_decoder, prompts, budget):
+    run = Run(make_decoder(kv_tokens=2048, max_batch_tokens=budget), prefix_cache=False)
+    requests = [run.submit([i] * length, max_tokens=5) for i, length in enumerate(prompts)]
+    decoding: list[Request] = []
+    while not all(r.finish_reason for r in requests):
+        made = {r: len(run.pieces[r]) for r in requests}
+        run.engine.step()
+        assert all(len(run.pieces[r]) == made[r] + 1 for r in decoding)
+        decoding = [r for r in requests if run.pieces[r] and not r.finish_reason]
+
+
 def test_when_pages_run_out_the_youngest_request_computes_again_later(make_decoder, alone):
     run = Run(make_decoder(kv_tokens=24, page_size=4))
     first, second = (run.submit([i, 7, 8], max_tokens=20) for i in (1, 2))

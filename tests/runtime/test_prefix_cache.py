@@ -50,7 +50,7 @@ def test_one_that_waits_for_a_beginning_goes_on_when_who_computes_it_is_cancelle
     goes, stays = run.submit(prompt), run.submit(prompt)
     other = run.submit([200, 201], max_tokens=2)
     run.engine.step()
-    assert run.executable.steps == [[(0, 8)]]
+    assert run.executable.steps == [[(0, 6), (0, 2)]]
     run.engine.cancel(goes)
     run.finish()
     assert run.ids(stays) == alone(prompt)
