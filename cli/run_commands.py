@@ -46,6 +46,17 @@ def kv_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def speculate_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--speculate``, of commands that generate text."""
+    return click.option(
+        "--speculate",
+        is_flag=True,
+        help="Guess tokens from what the text says already, and compute several in a step: faster where it "
+        "repeats itself. What is said does not depend on it, as far as the chip computes a token alike "
+        "alone and among others.",
+    )(command)
+
+
 def refuse_options(names: Sequence[str], why: str) -> None:
     """Refuse options of the running command that would have no effect.
 
@@ -139,6 +150,7 @@ def sampling_options(temperature: float, max_tokens: int) -> Callable[[Callable[
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @kv_option
+@speculate_option
 @runtime_options
 def run(
     artifact: Path,
@@ -156,6 +168,7 @@ def run(
     signature: str,
     as_json: bool,
     kv_tokens: int | None,
+    speculate: bool,
     device: str | None,
     threads: int | None,
 ) -> None:
@@ -172,7 +185,7 @@ def run(
 
         if prompt is not None:
             raise click.UsageError(f"{artifact} is a model of tensors: it takes --input NAME=FILE, not a prompt.")
-        for_decoders = ("system", *SAMPLING, "raw", "kv_tokens")
+        for_decoders = ("system", *SAMPLING, "raw", "kv_tokens", "speculate")
         refuse_options(for_decoders, f"{artifact} is a model of tensors.")
         if output_dir is None and not as_json:
             from aicc.runtime.session import what_it_takes
@@ -188,7 +201,7 @@ def run(
         raise click.UsageError("Missing argument 'PROMPT' (- reads it from standard input).")
     options = _sampling(max_tokens, temperature, top_p, top_k, seed, stop)
     text = sys.stdin.read() if prompt == "-" else prompt
-    with _load(artifact, device, threads, kv_tokens) as (model, load_s):
+    with _load(artifact, device, threads, kv_tokens, speculate) as (model, load_s):
         answer(model, text, system, raw, options, load_s, as_json)
 
 
@@ -253,6 +266,7 @@ def answer(
 @click.argument("artifact", type=click.Path(path_type=Path))
 @sampling_options(temperature=0.3, max_tokens=CHAT_TOKENS)
 @kv_option
+@speculate_option
 @runtime_options
 def chat(
     artifact: Path,
@@ -264,6 +278,7 @@ def chat(
     seed: int | None,
     stop: tuple[str, ...],
     kv_tokens: int | None,
+    speculate: bool,
     device: str | None,
     threads: int | None,
 ) -> None:
@@ -278,7 +293,7 @@ def chat(
     if Artifact.open(artifact).manifest.kind != "decoder":
         raise UsageError(f"{artifact} is a model of tensors and cannot chat.", "Run it: aicc run ARTIFACT --input …")
     options = _sampling(max_tokens, temperature, top_p, top_k, seed, stop)
-    with _load(artifact, device, threads, kv_tokens) as (model, load_s):
+    with _load(artifact, device, threads, kv_tokens, speculate) as (model, load_s):
         note(
             f"{model.manifest.name} on {model.device}, loaded in {load_s:.2f} s; /reset, /exit, Ctrl-C stops an answer"
         )
@@ -370,11 +385,14 @@ def start(
 class _load:
     """Context manager: the model of an artifact and the seconds loading took."""
 
-    def __init__(self, artifact: Path, device: str | None, threads: int | None, kv_tokens: int | None) -> None:
-        from aicc.runtime import load
+    def __init__(
+        self, artifact: Path, device: str | None, threads: int | None, kv_tokens: int | None, speculate: bool
+    ) -> None:
+        from aicc.runtime import SpeculationOptions, load
 
         started = time.perf_counter()
-        self._model: Any = load(artifact, device, threads, kv_tokens)
+        speculation = SpeculationOptions() if speculate else None
+        self._model: Any = load(artifact, device, threads, kv_tokens, speculation=speculation)
         self._seconds = time.perf_counter() - started
         note_compatibility(self._model.compatibility)
 

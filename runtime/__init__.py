@@ -20,8 +20,19 @@ if TYPE_CHECKING:
     from aicc.runtime.request import Piece
     from aicc.runtime.sampling import SamplingParams
     from aicc.runtime.session import Session
+    from aicc.runtime.speculation import SpeculationOptions
 
-__all__ = ["AiccError", "Artifact", "Generation", "Model", "Piece", "SamplingParams", "Session", "load"]
+__all__ = [
+    "AiccError",
+    "Artifact",
+    "Generation",
+    "Model",
+    "Piece",
+    "SamplingParams",
+    "Session",
+    "SpeculationOptions",
+    "load",
+]
 
 _MAX_THREADS = 4096
 _HOMES = {
@@ -32,6 +43,7 @@ _HOMES = {
     "Piece": "request",
     "SamplingParams": "sampling",
     "Session": "session",
+    "SpeculationOptions": "speculation",
 }
 
 
@@ -41,6 +53,8 @@ def load(
     threads: int | None = None,
     kv_tokens: int | None = None,
     prefix_cache: bool = True,
+    speculation: SpeculationOptions | None = None,
+    reproducible: bool = False,
 ) -> Session | Model:
     """Load an artifact.
 
@@ -53,6 +67,10 @@ def load(
         kv_tokens: Tokens the KV cache holds over all sequences; None is one full context.
         prefix_cache: Keep keys and values of what is done, as far as there is room, so that a prompt which
             begins like an earlier one is computed from where they part.
+        speculation: Guess tokens from what the text says already and compute several in a step; faster
+            where a text repeats itself, and what is said stays the same. None does not.
+        reproducible: Compute one sequence at a time and each prompt from its start, so that a seed gives the
+            same answer whatever else is asked meanwhile. The cpu family gives it in any case.
 
     Returns:
         A :class:`Model` for decoders, a :class:`Session` for models of tensors.
@@ -64,9 +82,9 @@ def load(
         ResourceError: Not enough memory.
     """
     from aicc.runtime.artifact import Artifact
-    from aicc.runtime.engine import EngineOptions
     from aicc.runtime.errors import UsageError
     from aicc.runtime.provider import LoadOptions
+    from aicc.runtime.scheduler import EngineOptions
     from aicc.runtime.session import load_artifact
 
     for name, value in (("threads", threads), ("kv_tokens", kv_tokens)):
@@ -74,7 +92,8 @@ def load(
             raise UsageError(f"{name} is {value!r} and must be an integer of at least 1.")
     if threads is not None and threads > _MAX_THREADS:
         raise UsageError(f"threads is {threads} and may be {_MAX_THREADS}.", "More than there are cores help nothing.")
-    return load_artifact(Artifact.open(path), LoadOptions(threads, kv_tokens), device, EngineOptions(prefix_cache))
+    engine = EngineOptions(prefix_cache, speculation, reproducible)
+    return load_artifact(Artifact.open(path), LoadOptions(threads, kv_tokens), device, engine)
 
 
 def __getattr__(name: str) -> Any:

@@ -132,11 +132,12 @@ class _Matched:
         self, kind: GrammarKind, matcher: llguidance.LLMatcher, vocab_size: int, workers: ThreadPoolExecutor
     ) -> None:
         self._kind, self._matcher, self._vocab_size, self._workers = kind, matcher, vocab_size, workers
+        self._finished = False
         self._next: Future[NDArray[np.bool_]] = workers.submit(self._make)
 
     @property
     def finished(self) -> bool:
-        return self._matcher.is_stopped()
+        return self._finished  # the matcher itself cannot be asked while a worker has it
 
     def mask(self) -> NDArray[np.bool_]:
         return self._next.result()
@@ -144,7 +145,8 @@ class _Matched:
     def advance(self, token: int) -> None:
         if not self._matcher.consume_token(token):
             raise _refused(self._kind, self._matcher.get_error())
-        if not self._matcher.is_stopped():
+        self._finished = self._matcher.is_stopped()
+        if not self._finished:
             self._next = self._workers.submit(self._make)
 
     def _make(self) -> NDArray[np.bool_]:

@@ -7,27 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from aicc.runtime.kv import PageTable
 from aicc.runtime.provider import DecoderExecutable, TokenBatch
 from aicc.runtime.request import Request
-from aicc.runtime.scheduler import Counters, Scheduler
-
-
-class EngineOptions(msgspec.Struct, frozen=True):
-    """What a caller may choose of an engine.
-
-    Attributes:
-        prefix_cache: Keep keys and values of what is done, for prompts that begin the same.
-    """
-
-    prefix_cache: bool = True
-
-
-DEFAULT_OPTIONS = EngineOptions()
+from aicc.runtime.scheduler import DEFAULT_OPTIONS, Counters, EngineOptions, Scheduler
 
 
 class Engine:
@@ -43,9 +29,7 @@ class Engine:
 
     def __init__(self, executable: DecoderExecutable, options: EngineOptions = DEFAULT_OPTIONS) -> None:
         self._executable = executable
-        self._scheduler = Scheduler(
-            executable.page_count, executable.page_size, executable.max_batch_tokens, options.prefix_cache
-        )
+        self._scheduler = Scheduler(executable.page_count, executable.page_size, executable.max_batch_tokens, options)
         self._inbox: deque[Request] = deque()
         self._cancelling = False
         self._lock = threading.Lock()
@@ -135,15 +119,14 @@ class Engine:
             return
         row = 0
         for request, new in scheduled:
-            past, end = request.cached, request.cached + new
+            past, end, length = request.cached, request.cached + new, request.length
             rows = end - request.logits_from(past, end)
-            request.cached = end
             try:
                 request.accept(logits[row : row + rows], started)
             except Exception as error:
                 request.end("error", error)
             row += rows
-            self._scheduler.computed(request)
+            self._scheduler.computed(request, end, length)
             if request.finish_reason is not None:
                 self._scheduler.remove(request)
 

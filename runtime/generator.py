@@ -21,12 +21,13 @@ from aicc.runtime.artifact import (
 )
 from aicc.runtime.chat import ChatTemplate, Messages
 from aicc.runtime.constraint import Constraint, GrammarKind, Grammars
-from aicc.runtime.engine import DEFAULT_OPTIONS, Engine, EngineOptions
+from aicc.runtime.engine import Engine
 from aicc.runtime.errors import ContextLengthError, IntegrityError, UnsupportedError, UsageError
 from aicc.runtime.machine import release_free_memory
 from aicc.runtime.provider import OPTIMAL, Compatibility, DecoderExecutable
 from aicc.runtime.request import FinishReason, Piece, Request, Timings
 from aicc.runtime.sampling import SamplingOptions, SamplingParams
+from aicc.runtime.scheduler import DEFAULT_OPTIONS, EngineOptions
 from aicc.runtime.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]]

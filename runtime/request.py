@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from aicc.runtime.constraint import Constraint
 from aicc.runtime.kv import PageTable
 from aicc.runtime.sampling import Sampler, SamplingParams, TokenLogprobs
+from aicc.runtime.speculation import PromptLookup
 from aicc.runtime.tokenizer import Tokenizer
 
 _CONTEXT_TOKENS = 8  # of the prompt, more than a stream decoder looks at
@@ -104,8 +105,8 @@ class StopStrings:
 class Request:
     """A prompt on its way through the engine.
 
-    The engine owns ``cached``, ``pages``, ``page_keys`` and ``cached_prompt_tokens``; everything else belongs to the
-    request.
+    The engine owns ``cached``, ``pages``, ``page_keys``, ``cached_prompt_tokens`` and ``lookup``, and writes drafts
+    into ``tokens`` from ``length`` on; everything else belongs to the request.
 
     Args:
         prompt: int64 ``[n]`` token ids, ``0 < n <= capacity``.
@@ -146,6 +147,7 @@ class Request:
         self.pages = PageTable(-(-self.limit // page_size))
         self.page_keys: list[bytes] = []  # of its first full pages, as far as anybody asked
         self.cached_prompt_tokens: int | None = None
+        self.lookup: PromptLookup | None = None
         self.finish_reason: FinishReason | None = None
         self.cancelled = False
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
@@ -192,10 +194,10 @@ class Request:
         """The first of the tokens ``past`` to ``end`` that a step computes whose logits are needed, else ``end``."""
         if self.reads_prompt:
             return min(max(past, len(self.prompt_logprobs) - 1), end)
-        return end - 1 if end == self.length else end
+        return min(self.length - 1, end)
 
     def accept(self, logits: NDArray[np.float32], since: float) -> None:
-        """Go on with the logits that a step made: of prompt tokens, and of the last token at their end.
+        """Go on with the logits that a step made: of prompt tokens, of the last token, of drafts after it.
 
         Args:
             logits: float32 ``[rows, vocab]``, of the tokens from :meth:`logits_from` on.
@@ -205,15 +207,18 @@ class Request:
         for row in logits[:unread]:
             token = int(self.tokens[len(self.prompt_logprobs)])
             self.prompt_logprobs.append(TokenLogprobs.of(row, token, self.params.prompt_logprobs or 0))
-        if len(logits) <= unread:
+        if len(logits) <= unread or self.length == self.limit:
             self.spend(since)
-        elif self.length == self.limit:
-            self.spend(since)
-            self.end("length")
-        else:
-            self._next(logits[unread], since)
+            if len(logits) > unread:
+                self.end("length")
+            return
+        drafts = self.tokens[self.length : self.length + len(logits) - unread - 1].tolist()
+        for row, draft in zip(logits[unread:], [*drafts, None], strict=True):
+            if self._next(row, since) != draft or self.finish_reason is not None:
+                return
+            since = time.perf_counter()
 
-    def _next(self, logits: NDArray[np.float32], since: float) -> None:
+    def _next(self, logits: NDArray[np.float32], since: float) -> int:
         """Take the next token from the logits of the last one, and emit it."""
         token = self._sampler.sample(logits, self._constraint.mask() if self._constraint else None)
         self.spend(since)
@@ -233,6 +238,7 @@ class Request:
         wanted = self.params.logprobs
         logprobs = None if wanted is None else TokenLogprobs.of(logits, token, wanted)
         self._emit(Piece(text, (token,), self.finish_reason, logprobs=logprobs))
+        return token
 
     def _rest(self) -> str:
         """Text held back until the end, up to a stop string in it."""

@@ -14,10 +14,37 @@ from collections.abc import Iterable
 
 import msgspec
 
+from aicc.runtime.errors import UsageError
 from aicc.runtime.kv import PageAllocator, PageTable, page_key
 from aicc.runtime.request import Request
+from aicc.runtime.speculation import PromptLookup, SpeculationOptions
 
 _MAX_SEQUENCES = 256  # in one step
+
+
+class EngineOptions(msgspec.Struct, frozen=True):
+    """What a caller may choose of an engine.
+
+    Attributes:
+        prefix_cache: Keep keys and values of what is done, for prompts that begin the same.
+        speculation: How to guess tokens and compute several in a step; None does not.
+        reproducible: Compute every sequence in steps of its own, always cut alike. With a seed it then gets
+            the same answer whatever else is asked, on chips too that round differently in a batch.
+
+    Raises:
+        UsageError: Options contradict each other.
+    """
+
+    prefix_cache: bool = True
+    speculation: SpeculationOptions | None = None
+    reproducible: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reproducible and self.speculation is not None:
+            raise UsageError("reproducible answers and speculation exclude each other.", "Leave one of them out.")
+
+
+DEFAULT_OPTIONS = EngineOptions()
 
 
 class Counters(msgspec.Struct):
@@ -27,11 +54,15 @@ class Counters(msgspec.Struct):
         prompt_tokens: Tokens of prompts that were admitted.
         cached_tokens: Those of them that were found in memory and not computed.
         preemptions: Times a request lost its pages to an older one.
+        drafted_tokens: Tokens that were guessed and computed before they were chosen.
+        accepted_tokens: Those of them that were chosen.
     """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     preemptions: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Scheduler:
@@ -41,15 +72,16 @@ class Scheduler:
         page_count: Pages of KV memory.
         page_size: Tokens a page holds.
         budget: Most tokens a step may add.
-        prefix_cache: Keep pages of what is done for prompts that begin the same.
+        options: What the engine's caller chose.
     """
 
-    def __init__(self, page_count: int, page_size: int, budget: int, prefix_cache: bool = True) -> None:
+    def __init__(self, page_count: int, page_size: int, budget: int, options: EngineOptions = DEFAULT_OPTIONS) -> None:
         self.budget = budget
         self.counters = Counters()
-        self._prefix_cache = prefix_cache
+        self._prefix_cache = options.prefix_cache and not options.reproducible
+        self._speculation = options.speculation
         # Prompts get at least half of a step, so that decodes alone cannot starve them.
-        self.most_sequences = max(1, min(_MAX_SEQUENCES, budget // 2))
+        self.most_sequences = 1 if options.reproducible else max(1, min(_MAX_SEQUENCES, budget // 2))
         self.allocator = PageAllocator(page_count, page_size)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first; the youngest gives its pages up first
@@ -64,9 +96,33 @@ class Scheduler:
     def schedule(self) -> list[tuple[Request, int]]:
         """Which requests add how many tokens in the next step, each with the pages it needs."""
         self._admit_waiting()
-        scheduled = [(r, 1) for r in [r for r in self.running if r.length - r.cached == 1] if self._make_room(r)]
-        prompts = [r for r in self.running if r.length - r.cached > 1]
-        return scheduled + self._cut(prompts, self.budget - len(scheduled))
+        decodes = [r for r in [r for r in self.running if r.length - r.cached == 1] if self._make_room(r)]
+        if prompts := [r for r in self.running if r.length - r.cached > 1]:
+            return [(r, 1) for r in decodes] + self._cut(prompts, self.budget - len(decodes))
+        if self._speculation is None:
+            return [(r, 1) for r in decodes]
+        budget = self.budget - len(decodes)
+        scheduled = []
+        for request in decodes:
+            drafts = self._draft(request, self._speculation, budget, len(decodes))
+            scheduled.append((request, 1 + drafts))
+            budget -= drafts
+        return scheduled
+
+    def _draft(self, request: Request, options: SpeculationOptions, budget: int, sequences: int) -> int:
+        """Write drafts after a request's tokens; how many, for which there is room without evicting anybody."""
+        if request.lookup is None:
+            request.lookup = PromptLookup(options, request.prompt_length)
+        length = request.length
+        most = min(budget, request.limit - length - 1)  # with all of them accepted there is one token more
+        drafts = request.lookup.propose(request.tokens[:length], most, sequences)
+        end = length + len(drafts)
+        if self.allocator.missing(request.pages, end) + len(self.running) > self.allocator.free:
+            return 0
+        self.allocator.grow(request.pages, end)
+        request.tokens[length:end] = drafts
+        self.counters.drafted_tokens += len(drafts)
+        return len(drafts)
 
     def _cut(self, prompts: list[Request], budget: int) -> list[tuple[Request, int]]:
         """Divide a step's tokens among prompts, the oldest first.
@@ -83,8 +139,17 @@ class Scheduler:
             budget -= new
         return [(request, new) for request, new in cut.items() if new]
 
-    def computed(self, request: Request) -> None:
-        """Note that the keys and values of a request's first ``cached`` tokens are in its pages."""
+    def computed(self, request: Request, end: int, length: int) -> None:
+        """Note what a step did for a request: keys and values of its tokens are in memory, as far as they hold.
+
+        Args:
+            request: After it took its tokens.
+            end: How many tokens, drafts included, have been computed.
+            length: How many tokens it had before.
+        """
+        request.cached = min(end, request.length - 1)  # what comes after a wrong draft is written over
+        if end > length:
+            self.counters.accepted_tokens += max(0, request.length - length - 1)
         if self._prefix_cache and request.cached // self.allocator.page_size > request.pages.published:
             keys = self._keys(request, request.cached)
             self.allocator.publish(request.pages, keys[request.pages.published :])

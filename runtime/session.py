@@ -24,8 +24,8 @@ from aicc.runtime.provider import (
 from aicc.runtime.target import find_target, load_object
 
 if TYPE_CHECKING:
-    from aicc.runtime.engine import EngineOptions
     from aicc.runtime.generator import Model
+    from aicc.runtime.scheduler import EngineOptions
 
 
 class Session:
@@ -210,7 +210,7 @@ def load_artifact(
     if not isinstance(executable, DecoderExecutable):
         executable.close()
         raise UnsupportedError(f"{target.name} runs models of tensors only, and {artifact.path} is a decoder.")
-    from aicc.runtime.engine import EngineOptions
     from aicc.runtime.generator import Model
+    from aicc.runtime.scheduler import EngineOptions
 
     return Model(executable, artifact, compatibility, target.name, engine or EngineOptions())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from aicc.runtime.errors import AiccError
 from aicc.runtime.provider import TokenBatch
 from aicc.runtime.request import Request
+from aicc.runtime.speculation import SpeculationOptions
 
 
 def test_greedy_tokens_are_those_of_the_graph_computed_without_any_cache(make_decoder, alone):
@@ -45,12 +46,21 @@ requests = st.lists(
 )
 
 
-@given(requests=requests, page_size=st.integers(1, 16), budget=st.integers(1, 64), spare_pages=st.integers(0, 8))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_every_request_gets_what_it_would_get_alone(make_decoder, alone, requests, page_size, budget, spare_pages):
-    """Any arrivals, any size of pages and steps, and memory for little more than the longest request."""
+@given(
+    requests=requests,
+    page_size=st.integers(1, 16),
+    budget=st.integers(1, 64),
+    spare_pages=st.integers(0, 8),
+    drafts=st.integers(0, 6),
+)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_request_gets_what_it_would_get_alone(
+    make_decoder, alone, requests, page_size, budget, spare_pages, drafts
+):
+    """Any arrivals, size of pages and steps, drafts or not, and memory for little more than the longest request."""
     longest = max(len(prompt) + tokens for prompt, tokens, _, _ in requests)
-    run = Run(make_decoder(longest + spare_pages * page_size, page_size, budget))
+    speculation = SpeculationOptions(drafts=drafts, match=1, token_cost=0.001) if drafts else None
+    run = Run(make_decoder(longest + spare_pages * page_size, page_size, budget), speculation=speculation)
     submitted = []
     for step in range(21):
         submitted += [
