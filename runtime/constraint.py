@@ -108,6 +108,10 @@ class Grammars:
             raise _refused(kind, matcher.get_error())
         return _Matched(kind, matcher, self._vocab_size, self._workers)
 
+    def close(self) -> None:
+        """End the workers; no constraint can go on."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
     def _grammar(self, kind: GrammarKind, text: str) -> str:
         if kind == "regex":
             return self._matcher.grammar_from_regex(text)

@@ -268,6 +268,8 @@ class Model:
         """Give back memory and device."""
         if self._template is not None:
             self._template.close()
+        if self._grammars is not None:
+            self._grammars.close()
         self._executable.close()
 
     def __enter__(self) -> Self:

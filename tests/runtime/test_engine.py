@@ -1,6 +1,8 @@
 """The engine gives every request what it would get alone, whatever runs beside it."""
 
+import contextlib
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -73,6 +75,54 @@ def test_every_request_gets_what_it_would_get_alone(
     for request, prompt, tokens, heat in submitted:
         assert run.ids(request) == alone(prompt, max_tokens=tokens, temperature=heat, seed=9)
         assert request.finish_reason == "length"
+
+
+@given(
+    requests=requests,
+    events=st.dictionaries(st.integers(0, 20), st.sampled_from(["cancel", "fail", "interrupt", "score"]), max_size=5),
+    spare_pages=st.integers(0, 8),
+    options=st.sampled_from([{}, {"speculation": SpeculationOptions(match=1, token_cost=0.001)}]),
+)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_happens_who_finishes_has_the_right_tokens(
+    make_decoder, alone, requests, events, spare_pages, options
+):
+    """Cancelled requests, failing steps, interruptions and scored texts between and in the steps of others."""
+    longest = max(len(prompt) + tokens for prompt, tokens, _, _ in requests)
+    run = Run(make_decoder(longest + spare_pages * 4, 4, 16), **options)
+    submitted = []
+
+    def go_wrong(error: BaseException) -> Callable[[int], None]:
+        def before_step(index: int) -> None:
+            run.executable.before_step = lambda index: None
+            raise error
+
+        return before_step
+
+    for step in range(21):
+        submitted += [
+            (run.submit(prompt, max_tokens=tokens, temperature=heat, seed=9), prompt, tokens, heat)
+            for prompt, tokens, heat, arrival in requests
+            if arrival == step
+        ]
+        event = events.get(step)
+        if event == "cancel" and submitted:
+            run.engine.cancel(submitted[step % len(submitted)][0])
+        elif event == "score":
+            with contextlib.suppress(KeyboardInterrupt, RuntimeError):
+                run.engine.teacher_forced(np.arange(longest), 5, lambda logits: None)
+        elif event in ("fail", "interrupt"):
+            run.executable.before_step = go_wrong(RuntimeError() if event == "fail" else KeyboardInterrupt())
+        with contextlib.suppress(KeyboardInterrupt):
+            run.engine.step()
+    with contextlib.suppress(KeyboardInterrupt):  # one that no step has met yet
+        run.finish()
+    run.finish()
+    for request, prompt, tokens, heat in submitted:
+        expected = alone(prompt, max_tokens=tokens, temperature=heat, seed=9)
+        assert run.ids(request) == expected[: len(run.ids(request))]
+        assert (request.finish_reason == "length") == (run.ids(request) == expected)
+        assert request.finish_reason in ("length", "cancelled", "error")
 
 
 def test_a_long_prompt_is_cut_into_chunks_and_makes_no_logits_before_its_end(make_decoder):
