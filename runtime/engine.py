@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from aicc.runtime.errors import UsageError
 from aicc.runtime.kv import PageTable
 from aicc.runtime.provider import DecoderExecutable, TokenBatch
 from aicc.runtime.request import Request
@@ -124,9 +125,12 @@ class Engine:
             try:
                 request.accept(logits[row : row + rows], started)
             except Exception as error:
+                if not isinstance(error, UsageError):  # logits may be bad because keys and values are
+                    self._scheduler.allocator.forget()
                 request.end("error", error)
             row += rows
-            self._scheduler.computed(request, end, length)
+            if request.finish_reason != "error":
+                self._scheduler.computed(request, end, length)
             if request.finish_reason is not None:
                 self._scheduler.remove(request)
 

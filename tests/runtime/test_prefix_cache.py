@@ -79,6 +79,22 @@ def test_what_a_failed_step_may_have_left_behind_is_never_used(make_decoder, alo
     assert run.ids(again) == alone(prompt)
 
 
+def test_keys_and_values_that_give_no_numbers_are_not_used_twice(make_decoder, alone):
+    run = Run(make_decoder(page_size=4))
+    prompt = list(range(12))
+    run.submit(prompt, max_tokens=1)
+    run.finish()
+    for memory in run.executable.decoder._memory.values():
+        memory[:] = np.nan
+    broken = run.submit(prompt)
+    run.finish()
+    assert (broken.cached_prompt_tokens, broken.finish_reason) == (8, "error")
+    again = run.submit(prompt)
+    run.finish()
+    assert again.cached_prompt_tokens == 0
+    assert run.ids(again) == alone(prompt)
+
+
 def test_a_scored_text_leaves_nothing_to_use_again(make_decoder, alone):
     run = Run(make_decoder(page_size=4))
     prompt = list(range(12))
