@@ -21,29 +21,35 @@ _KEPT = 3  # artifacts of earlier states of the tree
 @pytest.fixture(scope="session")
 def demo_artifact() -> Artifact:
     """SmolLM2-135M-Instruct for openvino:cpu, compiled once for each state of what makes it."""
-    return _compiled("openvino:cpu")
+    return _compiled("smollm2-135m", "openvino:cpu")
 
 
 @pytest.fixture(scope="session")
 def cpu_artifact() -> Artifact:
     """The same for the cpu family, whose results depend on a sequence alone, to the last bit."""
-    return _compiled("cpu")
+    return _compiled("smollm2-135m", "cpu")
 
 
-def _compiled(target: str) -> Artifact:
-    source = resolve("smollm2-135m")
+@pytest.fixture(scope="session")
+def encoder_artifact() -> Artifact:
+    """all-MiniLM-L6-v2 for the cpu family."""
+    return _compiled("minilm-l6", "cpu")
+
+
+def _compiled(model: str, target: str) -> Artifact:
+    source = resolve(model)
     key = hashlib.sha256(source.path.name.encode() + source.revision.encode())
     for part in _makers():
         key.update(part)
-    family = target.split(":")[0]
-    path = _CACHE / f"smollm2-135m-{family}-{key.hexdigest()[:16]}.aicc"
+    kind = f"{model}-{target.split(':')[0]}"
+    path = _CACHE / f"{kind}-{key.hexdigest()[:16]}.aicc"
     _CACHE.mkdir(parents=True, exist_ok=True)
     with (_CACHE / "lock").open("w") as lock:  # two test runs at once compile it once
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             compile_model(source, target, path, measure=False)
         path.touch()
-        for old in sorted(_CACHE.glob(f"smollm2-135m-{family}-*.aicc"), key=lambda p: p.stat().st_mtime)[:-_KEPT]:
+        for old in sorted(_CACHE.glob(f"{kind}-*.aicc"), key=lambda p: p.stat().st_mtime)[:-_KEPT]:
             shutil.rmtree(old)
     return Artifact.open(path)
 

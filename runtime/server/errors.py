@@ -12,12 +12,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aicc.runtime.errors import AiccError, ContextLengthError, ResourceError, UnsupportedError, UsageError
-from aicc.runtime.server.schema import ErrorBody, ErrorDetail
 
 RETRY_SECONDS = 1  # what Retry-After asks for: a queue moves within this
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*?)(?:\[\.\.\.\])?`)?$", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
 _MISSING_FIELD = re.compile(r"^Object missing required field `(?P<field>.*)`$")
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """Every answer that is not a success."""
+
+    error: ErrorDetail
 
 
 class ApiError(Exception):

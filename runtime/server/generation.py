@@ -1,4 +1,4 @@
-"""From an API request to sequences in the engine, and from their pieces back to the caller."""
+"""From a request to sequences in the engine, and from their pieces back to the caller; no API is known here."""
 
 from __future__ import annotations
 
@@ -7,25 +7,16 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 from aicc.runtime.errors import AiccError
 from aicc.runtime.generator import Model
 from aicc.runtime.request import Piece, Request
 from aicc.runtime.sampling import SamplingParams, TokenLogprobs
 from aicc.runtime.server.engine_thread import EngineThread
-from aicc.runtime.server.errors import ApiError, from_foreseen, invalid
-from aicc.runtime.server.schema import (
-    MAX_PROMPTS,
-    ChatRequest,
-    CompletionRequest,
-    FinishReason,
-    SamplingRequest,
-    Usage,
-)
+from aicc.runtime.server.errors import ApiError, from_foreseen
 
-_UNBOUNDED = 2**31 - 1  # tokens; the context ends a chat that names no limit
-_COMPLETION_TOKENS = 16  # what the API gives a completion that names none
+FinishReason = Literal["stop", "length"]
 log = logging.getLogger("uvicorn.error")
 
 
@@ -61,27 +52,27 @@ class Generation:
         self._choices = 1
         self._eos: frozenset[int] = frozenset()
 
-    def prepare(self, prompts: Sequence[str | list[int]], asked: SamplingRequest, param: str) -> None:
+    def prepare(self, prompts: Sequence[str | list[int]], choices: Sequence[SamplingParams], param: str) -> None:
         """Make the sequences, tokenising what is text. Slow for long prompts; runs on any thread.
 
         Args:
             prompts: Texts or token ids.
-            asked: How to sample.
+            choices: How to sample each choice of every prompt.
             param: The request's field the prompts came from, for errors.
 
         Raises:
             ApiError: A prompt or a sampling field does not fit the model.
         """
         model = self.model
-        self._choices = asked.n or 1
+        self._choices = len(choices)
         self._eos = frozenset(model.manifest.llm.eos_token_ids if model.manifest.llm else ())
         for prompt in prompts:
             try:
                 ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
             except AiccError as error:
                 raise from_foreseen(error, param) from error
-            for choice in range(self._choices):
-                self._requests.append(self._request(model, ids, _params(asked, choice), param))
+            for params in choices:
+                self._requests.append(self._request(model, ids, params, param))
 
     def _request(self, model: Model, ids: list[int], params: SamplingParams, param: str) -> Request:
         index = len(self._requests)
@@ -120,11 +111,14 @@ class Generation:
         return len(self._requests)
 
     @property
-    def usage(self) -> Usage:
-        """Tokens so far."""
-        prompt = sum(request.prompt_length for request in self._requests[:: self._choices])
-        completion = sum(len(request.completion_ids) for request in self._requests)
-        return Usage(prompt, completion, prompt + completion)
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompts; each counts once, however many choices it has."""
+        return sum(request.prompt_length for request in self._requests[:: self._choices])
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far."""
+        return sum(len(request.completion_ids) for request in self._requests)
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
         """Numbers of sequences and their pieces as they come, until all have finished.
@@ -173,72 +167,3 @@ def _failure(error: Exception) -> ApiError:
         return from_foreseen(error)
     log.error("A generation failed: %s", error, exc_info=error)
     return ApiError(500, "The model failed on this request; the server's log has the reason.", "internal_error")
-
-
-def _params(asked: SamplingRequest, choice: int) -> SamplingParams:
-    """Sampling of one choice; what is left out has the API's default, not the library's."""
-    limit = asked.max_tokens
-    logprobs: int | None = None
-    if isinstance(asked, ChatRequest):
-        limit = asked.max_completion_tokens or limit or _UNBOUNDED
-        logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    elif isinstance(asked, CompletionRequest):
-        limit = limit or _COMPLETION_TOKENS
-        logprobs = asked.logprobs
-    return SamplingParams(
-        max_tokens=limit or _UNBOUNDED,
-        temperature=1.0 if asked.temperature is None else asked.temperature,
-        top_k=asked.top_k or 0,
-        top_p=1.0 if asked.top_p is None else asked.top_p,
-        min_p=asked.min_p or 0.0,
-        repetition_penalty=1.0 if asked.repetition_penalty is None else asked.repetition_penalty,
-        presence_penalty=asked.presence_penalty or 0.0,
-        frequency_penalty=asked.frequency_penalty or 0.0,
-        seed=None if asked.seed is None else asked.seed + choice,
-        stop=asked.stop or (),
-        logit_bias=asked.logit_bias or {},
-        ignore_eos=bool(asked.ignore_eos),
-        logprobs=logprobs,
-    )
-
-
-def check_fields(asked: SamplingRequest) -> None:
-    """Refuse combinations of fields that types alone cannot.
-
-    Raises:
-        ApiError: Naming the field.
-    """
-    if asked.stream_options is not None and not asked.stream:
-        raise invalid("'stream_options' is only allowed with 'stream'.", "stream_options")
-    if isinstance(asked, ChatRequest):
-        if asked.max_tokens and asked.max_completion_tokens and asked.max_tokens != asked.max_completion_tokens:
-            raise invalid("'max_tokens' and 'max_completion_tokens' differ. Give one of them.", "max_tokens")
-        if asked.top_logprobs is not None and not asked.logprobs:
-            raise invalid("'top_logprobs' is only allowed with 'logprobs'.", "top_logprobs")
-    elif isinstance(asked, CompletionRequest) and asked.echo:
-        raise invalid("'echo' is not implemented by this server. Leave it out.", "echo", "unsupported_parameter")
-
-
-def chat_messages(asked: ChatRequest) -> list[dict[str, Any]]:
-    """The conversation as chat templates know it: ``developer`` is the API's newer name of ``system``."""
-    roles = {"developer": "system"}
-    return [{"role": roles.get(m.role, m.role), "content": m.text} for m in asked.messages]
-
-
-def completion_prompts(asked: CompletionRequest) -> Sequence[str | list[int]]:
-    """The prompts of a completion: the field holds one or several, texts or token ids.
-
-    Raises:
-        ApiError: It mixes texts and ids, or has too many.
-    """
-    prompt = asked.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    kinds = {type(item) for item in prompt}
-    if len(kinds) != 1:
-        raise invalid("'prompt' mixes texts, token ids and lists of token ids. Use one kind.", "prompt")
-    if kinds == {int}:
-        return [prompt]  # type: ignore[list-item]
-    if len(prompt) > MAX_PROMPTS:
-        raise invalid(f"'prompt' has {len(prompt)} prompts and may have {MAX_PROMPTS}.", "prompt")
-    return prompt  # type: ignore[return-value]

@@ -7,28 +7,29 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from aicc.runtime import load
 from aicc.runtime.artifact import Artifact
 from aicc.runtime.errors import UsageError
-from aicc.runtime.generator import Model
 from aicc.runtime.server.app import Limits, build_app
-from aicc.runtime.server.engine_thread import EngineThread
 from aicc.runtime.server.hosts import LOOPBACK
+from aicc.runtime.server.model_thread import ModelThread
+from aicc.runtime.server.registry import Decoder, Registry, Tensors, served
 
 _BACKLOG = 128  # connections the system keeps until they are accepted
 
 
 def serve(
-    artifact_path: str | os.PathLike[str],
+    artifacts: Sequence[tuple[str | None, str | os.PathLike[str]]],
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
-    alias: str | None = None,
     device: str | None = None,
     threads: int | None = None,
     kv_tokens: int | None = None,
@@ -37,55 +38,51 @@ def serve(
     limits: Limits | None = None,
     announce: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> None:
-    """Serve an artifact until SIGTERM or Ctrl-C.
+    """Serve artifacts until SIGTERM or Ctrl-C.
 
-    It listens before the model is loaded, so that ``/health/ready`` can tell. The first signal
+    It listens before the models are loaded, so that ``/health/ready`` can tell. The first signal
     stops accepting and lets what is running finish; the second ends the process at once.
 
     Args:
-        artifact_path: The ``.aicc`` directory of a decoder.
+        artifacts: ``.aicc`` directories, each after what requests call the model; None is the
+            artifact's own name. They are loaded at the same time, each on a thread of its own.
         host: Address to listen on.
         port: 0 takes any that is free.
-        alias: What requests call the model; None is the artifact's own name.
-        device: As :func:`aicc.runtime.load`, and so are ``threads`` and ``kv_tokens``.
+        device: As :func:`aicc.runtime.load`, and so are ``threads`` and ``kv_tokens``; for every artifact.
         threads: Threads to compute with.
         kv_tokens: Tokens the KV cache holds over all sequences.
         insecure: Listen on an address that other machines can reach, and answer to any name in Host headers.
         drain_seconds: Longest to wait for what is running at the end.
         limits: What to take on.
-        announce: Told one line when listening, when ready and when stopping.
+        announce: Told one line when listening, when a model is ready and when stopping.
 
     Raises:
-        UsageError: The address may not or cannot be listened on; the artifact is no decoder.
-        AiccError: The model cannot be loaded.
+        UsageError: The address may not or cannot be listened on; two models have one name.
+        AiccError: A model cannot be loaded.
     """
-    manifest = Artifact.open(artifact_path).manifest
-    if manifest.kind != "decoder":
-        raise UsageError(
-            f"{os.fspath(artifact_path)} maps tensors to tensors, and only decoders are served.", "Use `aicc run`."
-        )
     limits = limits or Limits()
+
+    def changed(name: str, thread: ModelThread[Any]) -> None:
+        if thread.model is None:
+            server.should_exit = True  # never loaded: the reason is raised below
+        elif thread.error is not None:
+            announce(f"{name} has failed: {thread.error}; restart the server")
+        else:
+            if reason := thread.model.compatibility.reason:
+                announce(f"note: {reason}")
+            announce(f"{name} is ready on {thread.model.device}")
+
+    def model_of(name: str | None, path: str | os.PathLike[str]) -> Decoder | Tensors:
+        manifest = Artifact.open(path).manifest
+        name = name or manifest.name
+        loaded = partial(load, path, device, threads, kv_tokens)
+        return served(name, manifest, loaded, limits.sequences, partial(changed, name))
+
+    registry = Registry([model_of(name, path) for name, path in artifacts])
     sock = _listen(host, port, insecure)
     address, bound_port = sock.getsockname()[:2]
     url = f"http://[{address}]:{bound_port}" if ":" in address else f"http://{address}:{bound_port}"
-
-    def load_decoder() -> Model:
-        model = load(artifact_path, device, threads, kv_tokens)
-        assert isinstance(model, Model)  # its manifest says so
-        return model
-
-    def changed(engine: EngineThread) -> None:
-        if engine.model is None:
-            server.should_exit = True  # never loaded: the reason is raised below
-        elif engine.error is not None:
-            announce(f"the model has failed: {engine.error}; restart the server")
-        else:
-            if reason := engine.model.compatibility.reason:
-                announce(f"note: {reason}")
-            announce(f"ready on {engine.model.device}")
-
-    engine = EngineThread(load_decoder, limits.sequences, changed)
-    app = build_app(engine, manifest, alias, limits, None if insecure else {*LOOPBACK, host, address})
+    app = build_app(registry, limits, None if insecure else {*LOOPBACK, host, address})
     config = uvicorn.Config(
         app,
         http="h11",  # the same parser everywhere, whatever else is installed
@@ -96,40 +93,40 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=drain_seconds,
     )
-    server = _Server(config, url, f"{alias or manifest.name}", engine, announce)
+    server = _Server(config, url, registry, announce)
     try:
         server.run([sock])
     finally:
         sock.close()
-        engine.stop()
-        if engine.model is not None:
-            engine.model.close()
-    if engine.model is None and engine.error is not None:
-        raise engine.error
+        for model in registry:
+            model.stop()
+            if model.thread.model is not None:
+                model.thread.model.close()
+    for model in registry:
+        if model.thread.model is None and model.thread.error is not None:
+            raise model.thread.error
 
 
 class _Server(uvicorn.Server):
     """Uvicorn, saying where it listens, and ending at the second signal of any kind."""
 
-    def __init__(
-        self, config: uvicorn.Config, url: str, name: str, engine: EngineThread, announce: Callable[[str], None]
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, url: str, registry: Registry, announce: Callable[[str], None]) -> None:
         super().__init__(config)
         self._url = url
-        self._name = name
-        self._engine = engine
+        self._registry = registry
         self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._announce(f"serving {self._name} at {self._url}/v1, loading the model")
+        names = ", ".join(model.name for model in self._registry)
+        self._announce(f"serving {names} at {self._url}/v1, loading the model{'s' if len(self._registry) > 1 else ''}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
         self.should_exit = True
-        running, limit = self._engine.open_sequences, self.config.timeout_graceful_shutdown
+        running, limit = sum(model.thread.open for model in self._registry), self.config.timeout_graceful_shutdown
         what = f": running answers ({running}) have up to {limit} s; signal again to stop at once" if running else ""
         self._announce(f"stopping{what}")
 

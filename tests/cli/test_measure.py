@@ -66,7 +66,7 @@ def test_eval_needs_a_language_model(aicc: Run, tensors_artifact: Path):
 
 
 def test_serve_says_what_is_not_as_compiled_and_answers_until_ctrl_c(old_demo: Path):
-    words = [AICC, "serve", old_demo, "--port", "0", "--alias", "demo"]
+    words = [AICC, "serve", f"demo={old_demo}", "--port", "0"]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     url = re.search(r"http://\S+/v1", server.stderr.readline())[0]
     assert server.stderr.readline().startswith("note: it was made with OpenVINO 2025.0.0")

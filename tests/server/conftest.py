@@ -6,10 +6,12 @@ import openai
 import pytest
 from live_server import NAME, listening, wait_idle
 
+from aicc.runtime import load
 from aicc.runtime.artifact import Artifact
 from aicc.runtime.generator import Model
 from aicc.runtime.provider import DecoderExecutable, LoadOptions
 from aicc.runtime.server import create_app
+from aicc.runtime.session import Session
 from aicc.runtime.target import find_target, load_object
 
 
@@ -29,8 +31,16 @@ def model(executable: DecoderExecutable, demo_artifact: Artifact) -> Model:
 
 
 @pytest.fixture(scope="session")
+def encoder(encoder_artifact: Artifact) -> Iterator[Session]:
+    """The demo encoder, loaded once."""
+    with load(encoder_artifact.path) as session:
+        assert isinstance(session, Session)
+        yield session
+
+
+@pytest.fixture(scope="session")
 def running_server(model: Model) -> Iterator[str]:
-    with listening(create_app(model, alias=NAME)) as url:
+    with listening(create_app({NAME: model})) as url:
         yield url
 
 

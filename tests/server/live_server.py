@@ -40,7 +40,7 @@ def listening(app: Starlette, until: str = "ready") -> Iterator[str]:
     try:
         wait_until(lambda: server.started, "listening")
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        wait_until(lambda: health(url)["status"] == until, until)
+        wait_until(lambda: httpx.get(f"{url}/health/ready").json()["status"] == until, until)
         yield url
     finally:
         server.should_exit = True
@@ -53,14 +53,14 @@ class ServerProcess:
 
     def __init__(self, artifact: Path, **options: object) -> None:
         code = "import json, sys; from aicc.runtime.server import serve; serve(**json.loads(sys.argv[1]))"
-        arguments = {"artifact_path": str(artifact), "port": 0, "alias": NAME, **options}
+        arguments = {"artifacts": [(NAME, str(artifact))], "port": 0, **options}
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, json.dumps(arguments)], stderr=subprocess.PIPE, text=True
         )
         self.lines: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
         wait_until(lambda: self.said(" at http") or self.process.poll() is not None, "listening")
-        self.url = next((line.split()[3].removesuffix("/v1,") for line in self.lines if " at http" in line), "")
+        self.url = next((line.split(" at ")[1].split("/v1")[0] for line in self.lines if " at http" in line), "")
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -71,7 +71,7 @@ class ServerProcess:
         return any(text in line for line in list(self.lines))
 
     def wait_ready(self) -> None:
-        wait_until(lambda: self.said("ready on"), "loading")
+        wait_until(lambda: self.said("is ready on"), "loading")
 
     def end(self) -> int:
         """Its exit code, once it has ended by itself."""
@@ -86,8 +86,10 @@ class ServerProcess:
 
 
 def health(url: str) -> dict[str, Any]:
-    answer: dict[str, Any] = httpx.get(f"{url}/health/ready").json()
-    return answer
+    """The status of a server of one model, and what it says of the model."""
+    answer = httpx.get(f"{url}/health/ready").json()
+    [model] = answer["models"]
+    return {**model, "status": answer["status"]}
 
 
 def wait_idle(url: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
-from aicc.runtime.server.schema import ChatRequest, CompletionRequest, SamplingRequest
+from aicc.runtime.server.openai.schema import ChatRequest, CompletionRequest, SamplingRequest
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "server.md"
 REQUESTS: list[type[SamplingRequest]] = [ChatRequest, CompletionRequest]

@@ -21,7 +21,7 @@ from aicc.runtime.generator import Model
 from aicc.runtime.provider import DecoderExecutable, TokenBatch
 from aicc.runtime.server import Limits, create_app
 from aicc.runtime.server.app import build_app
-from aicc.runtime.server.engine_thread import EngineThread
+from aicc.runtime.server.registry import Registry, served
 from aicc.runtime.tokenizer import Tokenizer
 
 # Goes on until the context is full, minutes from now, unless somebody ends it.
@@ -99,7 +99,7 @@ def device(executable: DecoderExecutable) -> Device:
 def device_url(device: Device, demo_artifact: Artifact) -> Iterator[str]:
     """A server of its own over the device, taking two sequences."""
     model = Model(device, demo_artifact)  # type: ignore[arg-type]
-    with listening(create_app(model, NAME, Limits(sequences=2, body_seconds=0.2))) as url:
+    with listening(create_app({NAME: model}, Limits(sequences=2, body_seconds=0.2))) as url:
         yield url
 
 
@@ -157,7 +157,7 @@ def test_prompts_that_are_still_being_tokenised_count_and_end_when_who_sent_them
     model = Model(device, demo_artifact)  # type: ignore[arg-type]
     tokenizer = HaltedTokenizer(model.tokenizer)
     model._tokenizer = tokenizer  # type: ignore[assignment]
-    with listening(create_app(model, NAME, Limits(sequences=2))) as url:
+    with listening(create_app({NAME: model}, Limits(sequences=2))) as url:
         try:
             with connected(url, SHORT), connected(url, SHORT | {"stream": True}):
                 assert tokenizer.halted.wait(DEADLINE)  # by one; the other waits for its turn
@@ -246,7 +246,7 @@ def test_who_waits_when_the_engine_dies_gets_an_error(device: Device, device_url
 def test_a_server_that_stops_ends_what_does_not_finish(executable: DecoderExecutable, demo_artifact: Artifact) -> None:
     model = Model(executable, demo_artifact)
     with ExitStack() as server:
-        url = server.enter_context(listening(create_app(model, NAME)))
+        url = server.enter_context(listening(create_app({NAME: model})))
         with streaming(url, ENDLESS) as events:
             server.close()
             with pytest.raises(httpx.RemoteProtocolError):
@@ -267,7 +267,8 @@ def loading(model: Model) -> Iterator[tuple[str, threading.Event, list[Exception
             raise failure
         return model
 
-    app = build_app(EngineThread(load, 8, lambda engine: None), model.manifest, NAME, Limits(), None)
+    registry = Registry([served(NAME, model.manifest, load, 8, lambda thread: None)])
+    app = build_app(registry, Limits(), None)
     try:
         with listening(app, until="loading") as url:
             yield url, loaded, failures

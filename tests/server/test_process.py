@@ -84,7 +84,7 @@ def test_it_says_where_it_listens_and_where_it_runs(demo_artifact: Artifact) -> 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com", ""])
 def test_it_refuses_addresses_others_can_reach(demo_artifact: Artifact, host: str) -> None:
     with pytest.raises(UsageError, match="refusing to listen") as caught:
-        serve(demo_artifact.path, host, 0)
+        serve([(None, demo_artifact.path)], host, 0)
 
     assert "--insecure" in caught.value.remedy
     assert "key" in caught.value.message
@@ -108,25 +108,25 @@ def test_an_address_in_use_is_named(demo_artifact: Artifact) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=rf"127.0.0.1 port {port} \(Address already in use\)\."):
-            serve(demo_artifact.path, port=port)
+            serve([(None, demo_artifact.path)], port=port)
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_a_port_that_is_none_is_refused(demo_artifact: Artifact, port: int) -> None:
     with pytest.raises(UsageError, match="is not a port"):
-        serve(demo_artifact.path, port=port)
+        serve([(None, demo_artifact.path)], port=port)
 
 
 def test_no_artifact_no_server(tmp_path: Path) -> None:
     with pytest.raises(AiccError, match="nowhere"):
-        serve(tmp_path / "nowhere.aicc")
+        serve([(None, tmp_path / "nowhere.aicc")])
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_the_reason(demo_artifact: Artifact) -> None:
     said: list[str] = []
 
     with pytest.raises(MismatchError, match="npu"):
-        serve(demo_artifact.path, port=0, device="npu", announce=said.append)
+        serve([(None, demo_artifact.path)], port=0, device="npu", announce=said.append)
 
     assert "loading the model" in said[0]
     assert not any("ready" in line for line in said)

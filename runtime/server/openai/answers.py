@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -13,8 +13,8 @@ from msgspec import UNSET, UnsetType
 from aicc.runtime.generator import Model
 from aicc.runtime.sampling import TokenLogprobs
 from aicc.runtime.server.errors import ApiError
-from aicc.runtime.server.generation import Generation, Outcome, finish_reason
-from aicc.runtime.server.schema import (
+from aicc.runtime.server.generation import FinishReason, Generation, Outcome, finish_reason
+from aicc.runtime.server.openai.schema import (
     AnswerMessage,
     ChatChoice,
     ChatChunk,
@@ -25,7 +25,6 @@ from aicc.runtime.server.schema import (
     CompletionChoice,
     CompletionLogprobs,
     Delta,
-    FinishReason,
     TokenLogprob,
     TopLogprob,
     Usage,
@@ -35,47 +34,8 @@ from aicc.runtime.server.sse import DONE, event
 Logprobs = Sequence[tuple[int, TokenLogprobs]]
 
 
-class Form(Protocol):
-    """How one endpoint answers."""
-
-    def answer(self, outcomes: Sequence[Outcome], usage: Usage) -> msgspec.Struct:
-        """The whole answer."""
-        ...
-
-    def opening(self, index: int) -> msgspec.Struct | None:
-        """The event before a choice's first text, if the form has one."""
-        ...
-
-    def piece(self, index: int, text: str, finish: FinishReason | None, logprobs: Logprobs) -> msgspec.Struct:
-        """The event with a choice's next text, or with its end."""
-        ...
-
-    def usage(self, usage: Usage) -> msgspec.Struct:
-        """The last event, if token counts were asked for."""
-        ...
-
-
-async def events(form: Form, generation: Generation, include_usage: bool) -> AsyncGenerator[bytes, None]:
-    """A whole stream, encoded; a failure is its last event."""
-    try:
-        for index in range(generation.size):
-            if (opening := form.opening(index)) is not None:
-                yield event(opening)
-        async for index, piece in generation.pieces():
-            logprobs = generation.logprobs(piece)
-            if piece.text or logprobs:
-                yield event(form.piece(index, piece.text, None, logprobs))
-            if (finish := finish_reason(piece)) is not None:
-                yield event(form.piece(index, "", finish, []))
-        if include_usage:
-            yield event(form.usage(generation.usage))
-        yield DONE
-    except ApiError as error:
-        yield b"data: " + error.body() + b"\n\n"
-
-
-class ChatForm:
-    """Answers of ``/v1/chat/completions``.
+class _Form(ABC):
+    """What both forms do alike.
 
     Args:
         model: Whose tokenizer names tokens in log-probabilities.
@@ -88,33 +48,71 @@ class ChatForm:
         self._model = model
         self._name = name
         self._fingerprint = fingerprint
+        self._include_usage = include_usage
         self._no_usage: UnsetType | None = None if include_usage else UNSET
-        self._id = "chatcmpl-" + secrets.token_hex(12)
+        self._id = secrets.token_hex(12)
         self._created = int(time.time())
 
-    def answer(self, outcomes: Sequence[Outcome], usage: Usage) -> ChatCompletion:
-        """See :class:`Form`."""
+    @abstractmethod
+    def opening(self, index: int) -> msgspec.Struct | None:
+        """The event before a choice's first text, if the form has one."""
+
+    @abstractmethod
+    def piece(self, index: int, text: str, finish: FinishReason | None, logprobs: Logprobs) -> msgspec.Struct:
+        """The event with a choice's next text, or with its end."""
+
+    @abstractmethod
+    def usage(self, usage: Usage) -> msgspec.Struct:
+        """The last event, if token counts were asked for."""
+
+    async def events(self, generation: Generation) -> AsyncGenerator[bytes, None]:
+        """See :class:`aicc.runtime.server.answering.Form`."""
+        try:
+            for index in range(generation.size):
+                if (opening := self.opening(index)) is not None:
+                    yield event(opening)
+            async for index, piece in generation.pieces():
+                logprobs = generation.logprobs(piece)
+                if piece.text or logprobs:
+                    yield event(self.piece(index, piece.text, None, logprobs))
+                if (finish := finish_reason(piece)) is not None:
+                    yield event(self.piece(index, "", finish, []))
+            if self._include_usage:
+                yield event(self.usage(usage_of(generation)))
+            yield DONE
+        except ApiError as error:
+            yield b"data: " + error.body() + b"\n\n"
+
+
+class ChatForm(_Form):
+    """Answers of ``/v1/chat/completions``."""
+
+    def answer(self, generation: Generation, outcomes: Sequence[Outcome]) -> ChatCompletion:
+        """See :class:`aicc.runtime.server.answering.Form`."""
         choices = [
             ChatChoice(i, AnswerMessage(o.text), o.finish_reason or "stop", self._logprobs(o.logprobs))
             for i, o in enumerate(outcomes)
         ]
-        return ChatCompletion(self._id, self._created, self._name, choices, usage, self._fingerprint)
+        usage = usage_of(generation)
+        return ChatCompletion("chatcmpl-" + self._id, self._created, self._name, choices, usage, self._fingerprint)
 
     def opening(self, index: int) -> ChatChunk:
-        """See :class:`Form`."""
+        """See :class:`_Form`."""
         return self._chunk([ChunkChoice(index, Delta("assistant", ""))])
 
     def piece(self, index: int, text: str, finish: FinishReason | None, logprobs: Logprobs) -> ChatChunk:
-        """See :class:`Form`."""
+        """See :class:`_Form`."""
         delta = Delta() if finish else Delta(content=text)
         return self._chunk([ChunkChoice(index, delta, finish, self._logprobs(logprobs))])
 
     def usage(self, usage: Usage) -> ChatChunk:
-        """See :class:`Form`."""
+        """See :class:`_Form`."""
         return self._chunk([], usage)
 
     def _chunk(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatChunk:
-        return ChatChunk(self._id, self._created, self._name, choices, self._fingerprint, usage or self._no_usage)
+        return ChatChunk(
+            "chatcmpl-" + self._id, self._created, self._name, choices, self._fingerprint, usage or self._no_usage
+        )
 
     def _logprobs(self, tokens: Logprobs) -> ChatLogprobs | None:
         if not tokens:
@@ -128,38 +126,35 @@ class ChatForm:
         return ChatLogprobs(content)
 
 
-class CompletionForm:
-    """Answers of ``/v1/completions``; arguments as :class:`ChatForm`."""
+class CompletionForm(_Form):
+    """Answers of ``/v1/completions``."""
 
     def __init__(self, model: Model, name: str, fingerprint: str, include_usage: bool) -> None:
-        self._model = model
-        self._name = name
-        self._fingerprint = fingerprint
-        self._no_usage: UnsetType | None = None if include_usage else UNSET
-        self._id = "cmpl-" + secrets.token_hex(12)
-        self._created = int(time.time())
+        super().__init__(model, name, fingerprint, include_usage)
         self._offsets: dict[int, int] = {}  # characters of each choice's tokens so far
 
-    def answer(self, outcomes: Sequence[Outcome], usage: Usage) -> Completion:
-        """See :class:`Form`."""
+    def answer(self, generation: Generation, outcomes: Sequence[Outcome]) -> Completion:
+        """See :class:`aicc.runtime.server.answering.Form`."""
         choices = [
             CompletionChoice(i, o.text, o.finish_reason, self._logprobs(i, o.logprobs)) for i, o in enumerate(outcomes)
         ]
-        return self._completion(choices, usage)
+        return self._completion(choices, usage_of(generation))
 
     def opening(self, index: int) -> None:
-        """See :class:`Form`."""
+        """See :class:`_Form`."""
 
     def piece(self, index: int, text: str, finish: FinishReason | None, logprobs: Logprobs) -> Completion:
-        """See :class:`Form`."""
+        """See :class:`_Form`."""
         return self._completion([CompletionChoice(index, text, finish, self._logprobs(index, logprobs))])
 
     def usage(self, usage: Usage) -> Completion:
-        """See :class:`Form`."""
+        """See :class:`_Form`."""
         return self._completion([], usage)
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
-        return Completion(self._id, self._created, self._name, choices, self._fingerprint, usage or self._no_usage)
+        return Completion(
+            "cmpl-" + self._id, self._created, self._name, choices, self._fingerprint, usage or self._no_usage
+        )
 
     def _logprobs(self, index: int, tokens: Logprobs) -> CompletionLogprobs | None:
         if not tokens:
@@ -171,6 +166,12 @@ class CompletionForm:
             self._offsets[index] = offsets[-1] + len(text)
         top = [{_text(self._model, id): value for id, value in found.top} for _, found in tokens]
         return CompletionLogprobs(texts, [found.token for _, found in tokens], top, offsets)
+
+
+def usage_of(generation: Generation) -> Usage:
+    """Token counts so far."""
+    prompt, completion = generation.prompt_tokens, generation.completion_tokens
+    return Usage(prompt, completion, prompt + completion)
 
 
 def _text(model: Model, token: int) -> str:

@@ -12,6 +12,8 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from aicc.runtime.server.generation import FinishReason
+
 MAX_CHOICES = 8
 MAX_PROMPTS = 64
 MAX_STOPS = 4
@@ -19,7 +21,6 @@ MAX_TOP_LOGPROBS = 20
 MAX_COMPLETION_LOGPROBS = 5
 
 Unimplemented: TypeAlias = None
-FinishReason = Literal["stop", "length"]
 TokenCount = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
@@ -307,29 +308,3 @@ class Completion(msgspec.Struct, frozen=True):
     system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
     object: Literal["text_completion"] = "text_completion"
-
-
-class Readiness(msgspec.Struct, frozen=True):
-    """Answer of the health endpoints."""
-
-    status: Literal["loading", "ready", "failed", "stopped"]
-    model: str
-    device: str | None
-    sequences: int  # running, waiting or being prepared
-    kv_pages: int
-    kv_pages_free: int
-
-
-class ErrorDetail(msgspec.Struct, frozen=True):
-    """What went wrong."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorBody(msgspec.Struct, frozen=True):
-    """Every answer that is not a success."""
-
-    error: ErrorDetail

@@ -1,0 +1,70 @@
+"""Request bodies in, JSON answers out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from aicc.runtime.server.errors import ApiError, decode_error
+
+T = TypeVar("T")
+
+
+class BodyReader:
+    """Reads bodies, bounded in size and time.
+
+    Args:
+        most_bytes: Largest body.
+        seconds: Longest a body may take to arrive.
+    """
+
+    def __init__(self, most_bytes: int, seconds: float) -> None:
+        self._most_bytes = most_bytes
+        self._seconds = seconds
+
+    async def message(self, request: Request, decoder: msgspec.json.Decoder[T]) -> T:
+        """The request's body as a message.
+
+        Raises:
+            ApiError: It is not one; the field at fault is named.
+        """
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            # Which also keeps web pages out: a browser asks before it sends this type elsewhere.
+            raise ApiError(415, "The body must be sent as Content-Type: application/json.", "unsupported_media_type")
+        try:
+            return decoder.decode(await self.read(request))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise decode_error(error) from None
+
+    async def read(self, request: Request) -> bytes:
+        """The request's body.
+
+        One that is too large is read to its end and thrown away: a caller that is still sending
+        would not see the answer.
+
+        Raises:
+            ApiError: It is too large, or does not arrive in time.
+        """
+        body = bytearray()
+        size = 0
+        try:
+            async with asyncio.timeout(self._seconds):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size <= self._most_bytes:
+                        body += chunk
+        except TimeoutError:
+            raise ApiError(408, "The body did not arrive in time.", "request_timeout") from None
+        if size > self._most_bytes:
+            raise ApiError(413, f"The body is larger than {self._most_bytes} bytes.", "request_too_large")
+        return bytes(body)
+
+
+def json_response(message: msgspec.Struct, status: int = 200) -> Response:
+    """An answer that is one message."""
+    return Response(msgspec.json.encode(message), status, media_type="application/json")
