@@ -38,8 +38,8 @@ def serve(
     """Serve one or more ARTIFACTs over HTTP, as OpenAI's API does.
 
     Requests call a model what its artifact is called, or NAME: `aicc serve chat=smol.aicc
-    minilm-l6.aicc`. It answers /v1/chat/completions, /v1/completions, /v1/models, /health/live and
-    /health/ready. The first Ctrl-C stops accepting and lets running answers finish; the second ends at
+    minilm-l6.aicc`. It answers /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models,
+    /health/live and /health/ready. The first Ctrl-C stops accepting and lets running answers finish; the second ends at
     once.
     """
     from aicc.runtime.server import serve as serve_artifacts

@@ -211,6 +211,7 @@ def _manifest(
             activation_bytes=activation_bytes(imported.graph),
         ),
         files=(),
+        embedding=imported.embedding,
         llm=llm and msgspec.structs.replace(llm, weight_bytes_per_token=report.weight_bytes_per_token),
     )
 

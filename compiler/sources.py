@@ -24,6 +24,7 @@ _HUB_FILES += [
     "special_tokens_map.json",
     "chat_template.jinja",
     "modules.json",
+    "sentence_bert_config.json",
     "1_Pooling/config.json",
 ]
 _HUB_SECONDS = 10  # to connect; a hub that does not answer by then is reported

@@ -92,6 +92,14 @@ class LlmFacts(msgspec.Struct, frozen=True):
     weight_bytes_per_token: ByteCount = 0  # weights read to decode one token
 
 
+class EmbeddingFacts(msgspec.Struct, frozen=True):
+    """How the vector of a text comes from an encoder's last hidden states."""
+
+    pooling: Literal["mean", "cls", "max"]  # over the tokens of the text, or the first token's
+    normalize: bool  # to length 1
+    max_tokens: Annotated[int, Meta(ge=1, le=100_000_000)]  # of a text, special tokens included
+
+
 class MemoryFacts(msgspec.Struct, frozen=True):
     """Predicted bytes: what loading needs, and what each cached token adds."""
 
@@ -159,6 +167,7 @@ class Manifest(msgspec.Struct, frozen=True):
     memory: MemoryFacts
     files: Annotated[tuple[FileEntry, ...], Meta(max_length=_MAX_ITEMS)]
     llm: LlmFacts | None = None
+    embedding: EmbeddingFacts | None = None
     quality: Quality | None = None
 
 
@@ -241,6 +250,8 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
         yield f"memory.weight_bytes is {weights}, which {stored} bytes of files cannot hold"
     if (manifest.llm is not None) != (manifest.kind == "decoder"):
         yield f"llm: decoders have it and nothing else does, and kind is {manifest.kind}"
+    if manifest.embedding is not None and manifest.kind == "decoder":
+        yield "embedding: encoders have it, and kind is decoder"
     if manifest.llm is not None:
         yield from _wrong_facts(manifest.llm, manifest.memory, stored)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from aicc.runtime.artifact import WEIGHTS_PATH, Artifact, Manifest, Signature, TensorSpec, Variant
+from aicc.runtime.artifact import WEIGHTS_PATH, Artifact, Signature, TensorSpec, Variant
 from aicc.runtime.errors import AiccError, MismatchError, UnsupportedError, UsageError
 from aicc.runtime.machine import processor, release_free_memory
 from aicc.runtime.provider import (
@@ -24,6 +24,7 @@ from aicc.runtime.provider import (
 from aicc.runtime.target import find_target, load_object
 
 if TYPE_CHECKING:
+    from aicc.runtime.embedding import Embedder
     from aicc.runtime.generator import Model
     from aicc.runtime.scheduler import EngineOptions
 
@@ -33,18 +34,24 @@ class Session:
 
     Args:
         executable: What a provider loaded.
-        manifest: The artifact's.
+        artifact: Where its facts are.
         compatibility: What the provider said of it and this machine.
         target: What the loaded variant was compiled for.
+
+    Attributes:
+        artifact: Where it was loaded from.
+        manifest: The artifact's.
     """
 
     def __init__(
-        self, executable: Executable, manifest: Manifest, compatibility: Compatibility = OPTIMAL, target: str = ""
+        self, executable: Executable, artifact: Artifact, compatibility: Compatibility = OPTIMAL, target: str = ""
     ) -> None:
         self._executable = executable
         self.target = target
-        self.manifest = manifest
+        self.artifact = artifact
+        self.manifest = artifact.manifest
         self.compatibility = compatibility
+        self._embedder: Embedder | None = None
 
     @property
     def signatures(self) -> Mapping[str, Signature]:
@@ -70,6 +77,19 @@ class Session:
         if signature not in signatures:
             raise UsageError(f"the model has no signature {signature!r}.", f"It has: {', '.join(signatures)}.")
         return self._executable.run(signature, check_inputs(signatures[signature].inputs, inputs))
+
+    @property
+    def embedder(self) -> Embedder:
+        """Makes vectors of texts.
+
+        Raises:
+            UnsupportedError: The model is no encoder whose source says how.
+        """
+        if self._embedder is None:
+            from aicc.runtime.embedding import Embedder
+
+            self._embedder = Embedder(self)
+        return self._embedder
 
     def close(self) -> None:
         """Give back memory and device."""
@@ -206,7 +226,7 @@ def load_artifact(
     executable = provider.load(artifact, variant, options or LoadOptions())
     release_free_memory()
     if artifact.manifest.llm is None:
-        return Session(executable, artifact.manifest, compatibility, target.name)
+        return Session(executable, artifact, compatibility, target.name)
     if not isinstance(executable, DecoderExecutable):
         executable.close()
         raise UnsupportedError(f"{target.name} runs models of tensors only, and {artifact.path} is a decoder.")

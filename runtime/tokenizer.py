@@ -73,6 +73,11 @@ class Tokenizer:
         """Tokens that mean structure, not text, and their ids."""
         return dict(self._special)
 
+    @property
+    def size(self) -> int:
+        """How many ids there are, added tokens included."""
+        return int(self._backend.get_vocab_size())
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; special tokens in it are recognised.
 

@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 import onnx_ir as ir
 
-from aicc.runtime.artifact import LlmFacts, SourceInfo
+from aicc.runtime.artifact import EmbeddingFacts, LlmFacts, SourceInfo
 from aicc.runtime.errors import UnsupportedError, UsageError
 from aicc.runtime.target import Target
 
@@ -60,6 +60,7 @@ class ImportedModel:
         kind: ``decoder`` generates tokens; anything else maps tensors to tensors.
         info: Where it came from.
         llm: Facts about a decoder, None for tensors.
+        embedding: How an encoder makes one vector of a text, None if its source does not say.
         tokenizer_json: A ``tokenizers`` file's text, None if the model has no tokenizer.
         chat_template: Jinja text, None if there is none.
         tokenizer_config: Values the chat template may use (``bos_token``, ``eos_token``, …).
@@ -75,6 +76,7 @@ class ImportedModel:
     kind: Literal["decoder", "tensors"]
     info: SourceInfo
     llm: LlmFacts | None = None
+    embedding: EmbeddingFacts | None = None
     tokenizer_json: str | None = None
     chat_template: str | None = None
     tokenizer_config: dict[str, str] = field(default_factory=dict)

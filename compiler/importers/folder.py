@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aicc.compiler.importers.files import read_json, read_text, read_tokenizer
 from aicc.compiler.importers.mobius_graph import LIMITS, check_limits, make_config
-from aicc.runtime.errors import UnsupportedError
+from aicc.runtime.artifact import EmbeddingFacts
+from aicc.runtime.errors import IntegrityError, UnsupportedError
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "sep_token", "mask_token")
+_POOLINGS: dict[str, Literal["mean", "cls", "max"]] = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
+_EMBEDDING_STEPS = {"Transformer", "Pooling", "Normalize"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,7 @@ class FolderFacts:
         eos_token_ids: Tokens that end a text, without repetition.
         bos_token_id: The token a text begins with, if there is one.
         add_bos: Whether the tokenizer puts it there by itself.
+        embedding: How an encoder makes one vector of a text, None if the folder does not say.
         notes: What the user should know.
     """
 
@@ -33,6 +38,7 @@ class FolderFacts:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     add_bos: bool
+    embedding: EmbeddingFacts | None
     notes: list[str] = field(default_factory=list)
 
 
@@ -86,6 +92,7 @@ def read_folder(folder: Path, config: dict[str, Any]) -> FolderFacts:
     generation = _optional_json(folder / "generation_config.json")
     bos = next(iter(_ids(config.get("bos_token_id"))), None)
     add_bos = False
+    notes: list[str] = []
     if tokenizer is not None and bos is not None:
         from tokenizers import Tokenizer
 
@@ -97,7 +104,8 @@ def read_folder(folder: Path, config: dict[str, Any]) -> FolderFacts:
         eos_token_ids=tuple(dict.fromkeys(_ids(generation.get("eos_token_id")) + _ids(config.get("eos_token_id")))),
         bos_token_id=bos,
         add_bos=add_bos,
-        notes=_pooling_notes(folder),
+        embedding=_embedding(folder, config, notes),
+        notes=notes,
     )
 
 
@@ -133,10 +141,32 @@ def _special_tokens(tokenizer_config: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _pooling_notes(folder: Path) -> list[str]:
+def _embedding(folder: Path, config: dict[str, Any], notes: list[str]) -> EmbeddingFacts | None:
     """What a sentence-transformers folder does after the graph: pooling, perhaps normalisation."""
     pooling = _optional_json(folder / "1_Pooling" / "config.json")
-    modes = [
-        key.removeprefix("pooling_mode_") for key, value in pooling.items() if key.startswith("pooling_mode_") and value
-    ]
-    return [f"sentence embedding: pool the last hidden state by {', '.join(modes)}"] if modes else []
+    modes = [key.removeprefix("pooling_mode_") for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
+    if not modes:
+        return None
+    steps = _modules(folder)
+    after = " and normalise it" if "Normalize" in steps else ""
+    notes.append(f"sentence embedding: pool the last hidden state by {', '.join(modes)}{after}")
+    longest = _optional_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    limits = [n for n in (longest, config.get("max_position_embeddings")) if type(n) is int and n > 0]
+    if len(modes) > 1 or modes[0] not in _POOLINGS or set(steps) - _EMBEDDING_STEPS or not limits:
+        notes.append(
+            "its embeddings cannot be served: only one pooling by mean, max or first token, with or without "
+            "normalisation, of a model that says how long a text may be, is implemented"
+        )
+        return None
+    return EmbeddingFacts(_POOLINGS[modes[0]], "Normalize" in steps, min(limits))
+
+
+def _modules(folder: Path) -> list[str]:
+    """Kinds of the modules a sentence-transformers model consists of, in order."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return []
+    try:
+        return [str(module["type"]).rpartition(".")[2] for module in json.loads(read_text(path))]
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise IntegrityError(f"{path} is not a list of modules ({error}).", "Download the model again.") from error

@@ -213,6 +213,7 @@ def _imported(source: Source, raw: dict[str, Any], task: str, graph: ir.Model) -
         kind="decoder" if decoder else "tensors",
         info=SourceInfo(source.name, "huggingface", "", source.revision, source.licence),
         llm=facts,
+        embedding=None if decoder else beside.embedding,
         tokenizer_json=beside.tokenizer_json,
         chat_template=beside.chat_template,
         tokenizer_config=beside.tokenizer_config,

@@ -43,6 +43,15 @@ class SessionThread(ModelThread[Session]):
         """Calls running or waiting."""
         return len(self._calls)
 
+    def check(self) -> Session:
+        """The model, to ask what it takes, not to run it.
+
+        Raises:
+            ApiError: It is loading or has failed.
+        """
+        with self._lock:
+            return self._ready_model()
+
     def submit(self, work: Callable[[Session], T]) -> Future[T]:
         """Have something done with the model; cancelling the future spares it if it has not begun.
 
@@ -58,7 +67,8 @@ class SessionThread(ModelThread[Session]):
         return call.answer
 
     def _prepare(self, model: Session) -> None:
-        pass
+        if model.manifest.embedding is not None:
+            _ = model.embedder
 
     def _serve(self, model: Session) -> None:
         while not self._stopping:

@@ -14,8 +14,10 @@ from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 
 from aicc.compiler.importers import Source, import_model
+from aicc.compiler.importers.folder import read_folder
 from aicc.compiler.models import pull
-from aicc.runtime.errors import UnsupportedError
+from aicc.runtime.artifact import EmbeddingFacts
+from aicc.runtime.errors import IntegrityError, UnsupportedError
 
 TOLERANCE = 1e-4
 
@@ -89,7 +91,48 @@ def test_minilm_keeps_its_embeddings(tmp_path: Path) -> None:
     cosine = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
     assert cosine.min() > 0.99999
     assert imported.kind == "tensors"
-    assert "sentence embedding: pool the last hidden state by mean_tokens" in imported.notes
+    assert "sentence embedding: pool the last hidden state by mean_tokens and normalise it" in imported.notes
+    assert imported.embedding == EmbeddingFacts("mean", normalize=True, max_tokens=256)
+
+
+def write_sentence_transformer(folder: Path, modes: list[str], modules: list[str]) -> None:
+    """The files that say how an encoder's states become one vector."""
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    pooling = {
+        f"pooling_mode_{mode}": mode in modes for mode in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
+    }
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 8} | pooling))
+    types = [{"idx": i, "type": f"sentence_transformers.models.{name}"} for i, name in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(types))
+
+
+@pytest.mark.parametrize(
+    ("modes", "modules", "expected"),
+    [
+        (["cls_token"], ["Transformer", "Pooling"], EmbeddingFacts("cls", normalize=False, max_tokens=64)),
+        (["max_tokens"], ["Transformer", "Pooling", "Normalize"], EmbeddingFacts("max", normalize=True, max_tokens=64)),
+        (["lasttoken"], ["Transformer", "Pooling"], None),
+        (["cls_token", "mean_tokens"], ["Transformer", "Pooling"], None),
+        (["mean_tokens"], ["Transformer", "Pooling", "Dense"], None),
+    ],
+)
+def test_an_embedding_is_known_if_it_is_exactly_what_can_be_made(
+    tmp_path: Path, modes: list[str], modules: list[str], expected: EmbeddingFacts | None
+) -> None:
+    write_sentence_transformer(tmp_path, modes, modules)
+
+    facts = read_folder(tmp_path, {"max_position_embeddings": 64})
+
+    assert facts.embedding == expected
+    assert any("embeddings cannot be served" in note for note in facts.notes) == (expected is None)
+
+
+def test_modules_that_are_no_list_are_refused(tmp_path: Path) -> None:
+    write_sentence_transformer(tmp_path, ["mean_tokens"], [])
+    (tmp_path / "modules.json").write_text('{"type": 1}')
+
+    with pytest.raises(IntegrityError, match=r"modules\.json"):
+        read_folder(tmp_path, {"max_position_embeddings": 64})
 
 
 def test_weights_split_into_shards_import_as_one_model(tmp_path: Path) -> None:

@@ -5,24 +5,29 @@ from typing import Any
 
 import msgspec
 import pytest
-from openai.types import completion_create_params
+from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
-from aicc.runtime.server.openai.schema import ChatRequest, CompletionRequest, SamplingRequest
+from aicc.runtime.server.openai.embedding_schema import EmbeddingRequest
+from aicc.runtime.server.openai.schema import ChatRequest, CompletionRequest
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "server.md"
-REQUESTS: list[type[SamplingRequest]] = [ChatRequest, CompletionRequest]
+REQUESTS: dict[str, type[msgspec.Struct]] = {
+    "chat": ChatRequest,
+    "completions": CompletionRequest,
+    "embeddings": EmbeddingRequest,
+}
 
 
 def fields_table() -> str:
     """The table of fields, as the document must have it."""
     takers: dict[tuple[str, str], list[str]] = {}
-    for request, endpoint in zip(REQUESTS, ("chat", "completions"), strict=True):
+    for endpoint, request in REQUESTS.items():
         for field in msgspec.structs.fields(request):
             if field.type is not type(None):
                 takers.setdefault((field.name, description(field.type)), []).append(endpoint)
     rows = [
-        f"| `{name}` | {' and '.join(endpoints)} | {meaning} |"
+        f"| `{name}` | {', '.join(endpoints)} | {meaning} |"
         for (name, meaning), endpoints in sorted(takers.items(), key=lambda item: item[0][0])
     ]
     return "\n".join(["| Field | Of | Meaning |", "| --- | --- | --- |", *rows])
@@ -34,7 +39,7 @@ def description(annotated: Any) -> str:
     return text
 
 
-def unimplemented(request: type[SamplingRequest]) -> str:
+def unimplemented(request: type[msgspec.Struct]) -> str:
     """The fields a request refuses by name, as the document lists them."""
     return ", ".join(f"`{f.name}`" for f in msgspec.structs.fields(request) if f.type is type(None))
 
@@ -43,9 +48,9 @@ def test_the_document_has_the_table_of_fields() -> None:
     assert fields_table() in DOCUMENT.read_text()
 
 
-@pytest.mark.parametrize("request_type", REQUESTS)
-def test_the_document_lists_what_is_not_implemented(request_type: type[SamplingRequest]) -> None:
-    assert f": {unimplemented(request_type)}." in DOCUMENT.read_text()
+@pytest.mark.parametrize("endpoint", REQUESTS)
+def test_the_document_lists_what_is_not_implemented(endpoint: str) -> None:
+    assert f"{endpoint.capitalize()}: {unimplemented(REQUESTS[endpoint])}." in DOCUMENT.read_text()
 
 
 @pytest.mark.parametrize(
@@ -53,9 +58,10 @@ def test_the_document_lists_what_is_not_implemented(request_type: type[SamplingR
     [
         (ChatRequest, chat_create_params.CompletionCreateParamsBase),
         (CompletionRequest, completion_create_params.CompletionCreateParamsBase),
+        (EmbeddingRequest, embedding_create_params.EmbeddingCreateParams),
     ],
 )
-def test_every_parameter_of_the_official_client_is_known(request_type: type[SamplingRequest], parameters: Any) -> None:
+def test_every_parameter_of_the_official_client_is_known(request_type: type[msgspec.Struct], parameters: Any) -> None:
     known = {field.name for field in msgspec.structs.fields(request_type)}
 
     assert set(parameters.__annotations__) <= known

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from aicc.runtime.server.bodies import BodyReader
-from aicc.runtime.server.openai import chat, completions, models
+from aicc.runtime.server.openai import chat, completions, embeddings, models
 from aicc.runtime.server.registry import Registry
 
 
@@ -15,4 +15,5 @@ def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
         *models.routes(registry),
         *chat.routes(registry, bodies),
         *completions.routes(registry, bodies),
+        *embeddings.routes(registry, bodies),
     ]

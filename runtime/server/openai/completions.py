@@ -15,7 +15,7 @@ from aicc.runtime.server.errors import invalid
 from aicc.runtime.server.generation import Generation
 from aicc.runtime.server.openai.answers import CompletionForm
 from aicc.runtime.server.openai.sampling import check_stream_options, includes_usage, sampling_params
-from aicc.runtime.server.openai.schema import MAX_PROMPTS, CompletionRequest
+from aicc.runtime.server.openai.schema import MAX_PROMPTS, CompletionRequest, one_or_many
 from aicc.runtime.server.registry import Registry
 
 _DEFAULT_TOKENS = 16  # what the API gives a completion that names no limit
@@ -32,7 +32,9 @@ def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
         check_stream_options(asked)
         if asked.echo:
             raise invalid("'echo' is not implemented by this server. Leave it out.", "echo", "unsupported_parameter")
-        prompts = _prompts(asked)
+        prompts: Sequence[str | list[int]] = one_or_many(asked.prompt, "prompt")
+        if len(prompts) > MAX_PROMPTS:
+            raise invalid(f"'prompt' has {len(prompts)} prompts and may have {MAX_PROMPTS}.", "prompt")
 
         def prepare(generation: Generation) -> CompletionForm:
             params = sampling_params(asked, asked.max_tokens or _DEFAULT_TOKENS, asked.logprobs)
@@ -42,22 +44,3 @@ def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
         return await answer(request, model, len(prompts) * (asked.n or 1), prepare, bool(asked.stream))
 
     return [Route("/v1/completions", complete, methods=["POST"])]
-
-
-def _prompts(asked: CompletionRequest) -> Sequence[str | list[int]]:
-    """The prompts of a completion: the field holds one or several, texts or token ids.
-
-    Raises:
-        ApiError: It mixes texts and ids, or has too many.
-    """
-    prompt = asked.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    kinds = {type(item) for item in prompt}
-    if len(kinds) != 1:
-        raise invalid("'prompt' mixes texts, token ids and lists of token ids. Use one kind.", "prompt")
-    if kinds == {int}:
-        return [prompt]  # type: ignore[list-item]
-    if len(prompt) > MAX_PROMPTS:
-        raise invalid(f"'prompt' has {len(prompt)} prompts and may have {MAX_PROMPTS}.", "prompt")
-    return prompt  # type: ignore[return-value]

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from aicc.runtime.server.errors import invalid
 from aicc.runtime.server.generation import FinishReason
 
 MAX_CHOICES = 8
@@ -173,6 +174,20 @@ class CompletionRequest(SamplingRequest, frozen=True, kw_only=True):
     echo: Annotated[bool | None, Meta(description="`false` only.")] = None
     best_of: Unimplemented = None
     suffix: Unimplemented = None
+
+
+def one_or_many(value: str | list[str | int | list[int]], field: str) -> list[str | list[int]]:
+    """A field that holds one text or several, as text or as token ids, as a list of texts.
+
+    Raises:
+        ApiError: It mixes them.
+    """
+    if isinstance(value, str):
+        return [value]
+    kinds = {type(item) for item in value}
+    if len(kinds) != 1:
+        raise invalid(f"'{field}' mixes texts, token ids and lists of token ids. Use one kind.", field)
+    return [value] if kinds == {int} else value  # type: ignore[list-item, return-value]
 
 
 class ModelCard(msgspec.Struct, frozen=True):
