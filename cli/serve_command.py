@@ -2,57 +2,163 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
+from aicc.cli.configuration import ConfiguredCommand
 from aicc.cli.output import note
 from aicc.cli.run_commands import kv_option, runtime_options
 
+_FILE = click.Path(path_type=Path)
 
-@click.command(short_help="Serve models over HTTP, as OpenAI's API does.")
+
+class _Seconds(click.FloatRange):
+    """A time that a clock can reach: ranges alone let NaN and infinity through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See Click."""
+        seconds: float = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{seconds} is no time.", param, ctx)
+        return seconds
+
+
+_SECONDS = _Seconds(min=0, min_open=True)
+
+
+def access_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the server listens, who may ask, and what is logged."""
+    options = [
+        click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on."),
+        click.option(
+            "--port",
+            metavar="N",
+            type=click.IntRange(0, 65535),
+            default=8000,
+            show_default=True,
+            help="Port to listen on; 0 is any free.",
+        ),
+        click.option(
+            "--api-key-file",
+            type=_FILE,
+            metavar="FILE",
+            help="Keys, one a line, # before comments. Requests must bring one as `Authorization: Bearer KEY`. "
+            "[default: nobody is asked for a key]",
+        ),
+        click.option("--insecure", is_flag=True, help="Allow an address that other machines can reach without keys."),
+        click.option(
+            "--cors-origin",
+            multiple=True,
+            metavar="ORIGIN",
+            help="Let web pages of this origin (https://example.com) use the server. Repeatable. [default: none]",
+        ),
+        click.option("--tls-certificate", type=_FILE, metavar="FILE", help="Speak HTTPS with this certificate (PEM)."),
+        click.option("--tls-key", type=_FILE, metavar="FILE", help="The certificate's private key (PEM)."),
+        click.option(
+            "--access-log", type=_FILE, metavar="FILE", help="Append the access log to FILE. [default: stderr]"
+        ),
+        click.option("--log-prompts", is_flag=True, help="Write requests' bodies to the access log, prompts included."),
+    ]
+    return _all(options, command)
+
+
+def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What the server takes on."""
+    options = [
+        click.option(
+            "--max-sequences",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=128,
+            show_default=True,
+            help="Most sequences running or waiting for each model; more are answered 429.",
+        ),
+        click.option(
+            "--max-body-bytes",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Largest request body. [default: 1 MiB, or 64 for each token of the longest context]",
+        ),
+        click.option(
+            "--body-seconds",
+            type=_SECONDS,
+            metavar="S",
+            default=30.0,
+            show_default=True,
+            help="Longest a request body may take to arrive.",
+        ),
+        click.option(
+            "--request-seconds",
+            type=_SECONDS,
+            metavar="S",
+            help="Longest a generation may take, waiting included. [default: no limit]",
+        ),
+        click.option(
+            "--idle-seconds",
+            type=_SECONDS,
+            metavar="S",
+            default=30.0,
+            show_default=True,
+            help="Close connections that ask nothing, or do not read their answer, for so long.",
+        ),
+        click.option(
+            "--drain-seconds",
+            type=_Seconds(min=0),
+            metavar="S",
+            default=30.0,
+            show_default=True,
+            help="Longest running answers may take after the first SIGTERM or Ctrl-C.",
+        ),
+    ]
+    return _all(options, command)
+
+
+def _all(options: list[Callable[..., Any]], command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command(cls=ConfiguredCommand, short_help="Serve models over HTTP, as OpenAI's API does.")
 @click.argument("artifacts", metavar="[NAME=]ARTIFACT...", nargs=-1, required=True)
-@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port",
-    metavar="N",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="Port to listen on; 0 is any free.",
-)
+@access_options
+@limit_options
 @kv_option
-@click.option(
-    "--insecure", is_flag=True, help="Allow an address that other machines can reach; nobody is asked for a key."
-)
 @runtime_options
 def serve(
     artifacts: tuple[str, ...],
-    host: str,
-    port: int,
-    kv_tokens: int | None,
-    insecure: bool,
-    device: str | None,
-    threads: int | None,
+    cors_origin: tuple[str, ...],
+    max_sequences: int,
+    max_body_bytes: int | None,
+    body_seconds: float,
+    request_seconds: float | None,
+    **options: Any,
 ) -> None:
     """Serve one or more ARTIFACTs over HTTP, as OpenAI's API does.
 
     Requests call a model what its artifact is called, or NAME: `aicc serve chat=smol.aicc
-    minilm-l6.aicc`. It answers /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models,
-    /health/live and /health/ready. The first Ctrl-C stops accepting and lets running answers finish; the second ends at
-    once.
+    minilm-l6.aicc`. It answers /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /metrics,
+    /health/live and /health/ready. After the first SIGTERM or Ctrl-C new requests are answered 503 and
+    running ones may finish; the second ends at once.
+
+    Every option may also come from the environment as AICC_ and its name (AICC_API_KEY_FILE; lists have
+    spaces between), from ./aicc.toml and from $XDG_CONFIG_HOME/aicc/config.toml (~/.config), as `port =
+    8080` under [serve]. The command line goes before the environment, that before ./aicc.toml, and that
+    before the other file.
     """
+    from aicc.runtime.server import Limits
     from aicc.runtime.server import serve as serve_artifacts
 
     serve_artifacts(
         [_named(artifact) for artifact in artifacts],
-        host,
-        port,
-        device=device,
-        threads=threads,
-        kv_tokens=kv_tokens,
-        insecure=insecure,
+        cors_origins=cors_origin,
+        limits=Limits(max_sequences, max_body_bytes, body_seconds, request_seconds),
         announce=note,
+        **options,
     )
 
 

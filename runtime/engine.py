@@ -82,8 +82,8 @@ class Engine:
             finally:
                 self._lock.release()
 
-    def step(self) -> bool:
-        """Run one step; whether there was anything to run.
+    def step(self) -> int:
+        """Run one step; how many sequences it ran, 0 if there was nothing to run.
 
         A failure of the executable ends the requests of the step. An interruption (Ctrl-C) leaves
         every request as it was, to be computed again.
@@ -95,7 +95,7 @@ class Engine:
                 scheduled = self._scheduler.schedule()
                 if scheduled:
                     self._run(scheduled, started)
-                return bool(scheduled)
+                return len(scheduled)
             except BaseException:
                 self._scheduler.reset()
                 raise

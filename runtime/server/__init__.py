@@ -8,11 +8,13 @@ from __future__ import annotations
 from aicc.runtime.errors import MismatchError
 
 try:
-    from aicc.runtime.server.app import Limits, create_app
+    from aicc.runtime.server.app import Front, Limits, create_app
+    from aicc.runtime.server.keys import ApiKeys
     from aicc.runtime.server.listener import serve
+    from aicc.runtime.server.recording import AccessLog
 except ModuleNotFoundError as error:
-    if error.name not in ("starlette", "uvicorn"):
+    if error.name not in ("starlette", "uvicorn", "prometheus_client"):
         raise
     raise MismatchError(f"the server needs {error.name}.", "Install it: pip install 'aicc[serve]'.") from error
 
-__all__ = ["Limits", "create_app", "serve"]
+__all__ = ["AccessLog", "ApiKeys", "Front", "Limits", "create_app", "serve"]

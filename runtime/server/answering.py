@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from aicc.runtime.server.bodies import json_response
 from aicc.runtime.server.generation import Generation, Outcome
+from aicc.runtime.server.recording import record_of
 from aicc.runtime.server.registry import Decoder
 from aicc.runtime.server.sse import EventStream, unless_disconnected
 
@@ -48,7 +49,9 @@ async def answer(
     Raises:
         ApiError: There is no room or no model, or what ``prepare`` raises.
     """
-    generation = Generation(decoder.thread, sequences)
+    record = record_of(request.scope)
+    record.model = decoder.name
+    generation = Generation(decoder.thread, sequences, record)
     with ExitStack() as ending:
         ending.callback(generation.close)
         prepared = asyncio.get_running_loop().run_in_executor(decoder.text, prepare, generation)

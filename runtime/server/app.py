@@ -10,13 +10,19 @@ from dataclasses import dataclass
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from aicc.runtime.generator import Model
 from aicc.runtime.server import health, openai
 from aicc.runtime.server.bodies import BodyReader
+from aicc.runtime.server.draining import Drain, Draining
 from aicc.runtime.server.errors import ApiError, on_api_error, on_bug, on_disconnect, on_http_error
 from aicc.runtime.server.hosts import LOOPBACK, KnownHosts
+from aicc.runtime.server.keys import ApiKeys, RequireKey
+from aicc.runtime.server.metrics import PATH as METRICS
+from aicc.runtime.server.metrics import Metrics
+from aicc.runtime.server.recording import AccessLog, Recorder
 from aicc.runtime.server.registry import Decoder, Registry, Tensors, served
 from aicc.runtime.session import Session
 
@@ -30,17 +36,37 @@ class Limits:
         body_bytes: Largest request body; None is 1 MiB, or 64 bytes for each token of the longest
             context if that is more. Tokenising takes a second for each MiB, one request at a time.
         body_seconds: Longest a body may take to arrive.
+        request_seconds: Longest an answer may take, waiting included; None is no limit.
     """
 
     sequences: int = 128
     body_bytes: int | None = None
     body_seconds: float = 30.0
+    request_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What stands between the network and the models.
+
+    Attributes:
+        hosts: What a request's Host header may name, IPv6 addresses without brackets; None is
+            anything, which also lets in web pages that have their name resolve to this machine.
+        keys: Who may ask; None is everybody.
+        cors_origins: Origins whose web pages may ask: ``https://example.com``.
+        access_log: Where requests are logged; None is nowhere.
+    """
+
+    hosts: Collection[str] | None = LOOPBACK
+    keys: ApiKeys | None = None
+    cors_origins: Collection[str] = ()
+    access_log: AccessLog | None = None
 
 
 def create_app(
     models: Model | Session | Mapping[str, Model | Session],
     limits: Limits = Limits(),
-    hosts: Collection[str] | None = LOOPBACK,
+    front: Front = Front(),
 ) -> Starlette:
     """The API over loaded models, for any ASGI server; the caller closes the models afterwards.
 
@@ -48,22 +74,23 @@ def create_app(
         models: Used by nobody else while they are served: one, called what its artifact is called,
             or several by the names requests call them.
         limits: What to take on.
-        hosts: What a request's Host header may name, IPv6 addresses without brackets; None is
-            anything, which also lets in web pages that have their name resolve to this machine.
+        front: Who may ask, and what is logged.
 
     Raises:
         UsageError: There is no model.
     """
     named = {models.manifest.name: models} if isinstance(models, Model | Session) else models
     registry = Registry([_loaded(name, model, limits.sequences) for name, model in named.items()])
-    return build_app(registry, limits, hosts)
+    return build_app(registry, limits, front)
 
 
 def _loaded(name: str, model: Model | Session, most: int) -> Decoder | Tensors:
     return served(name, model.manifest, lambda: model, most)
 
 
-def build_app(registry: Registry, limits: Limits, hosts: Collection[str] | None) -> Starlette:
+def build_app(
+    registry: Registry, limits: Limits = Limits(), front: Front = Front(), drain: Drain | None = None
+) -> Starlette:
     """The API over models whose threads are started and stopped with the application."""
 
     @asynccontextmanager
@@ -72,14 +99,19 @@ def build_app(registry: Registry, limits: Limits, hosts: Collection[str] | None)
             model.thread.start()
         yield
         await asyncio.gather(*(asyncio.to_thread(model.stop) for model in registry))
+        if front.access_log is not None:
+            front.access_log.close()
 
+    drain = drain or Drain()
+    metrics = Metrics(registry)
     bodies = BodyReader(limits.body_bytes or _body_bytes(registry), limits.body_seconds)
     return Starlette(
         routes=[
-            *health.routes(registry),
+            *health.routes(registry, drain),
+            *metrics.routes(),
             *openai.routes(registry, bodies),
         ],
-        middleware=[] if hosts is None else [Middleware(KnownHosts, hosts)],
+        middleware=_middleware(front, drain, metrics, limits),
         exception_handlers={
             ApiError: on_api_error,
             ClientDisconnect: on_disconnect,
@@ -88,6 +120,29 @@ def build_app(registry: Registry, limits: Limits, hosts: Collection[str] | None)
         },
         lifespan=lifespan,
     )
+
+
+def _middleware(front: Front, drain: Drain, metrics: Metrics, limits: Limits) -> list[Middleware]:
+    """What a request passes on its way to a route, outermost first."""
+    probes = {health.LIVE, health.READY}
+    passed = [Middleware(Recorder, metrics.ended, front.access_log, probes, limits.request_seconds)]
+    if front.hosts is not None:
+        passed.append(Middleware(KnownHosts, front.hosts))
+    if front.cors_origins:
+        # Before the keys: a browser asks whether it may send one without sending it.
+        passed.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(front.cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type", "x-request-id"],
+                expose_headers=["retry-after", "x-request-id"],
+            )
+        )
+    if front.keys is not None:
+        passed.append(Middleware(RequireKey, front.keys, probes))
+    passed.append(Middleware(Draining, drain, probes | {METRICS}))
+    return passed
 
 
 def _body_bytes(registry: Registry) -> int:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aicc.runtime.server.errors import ApiError, decode_error
+from aicc.runtime.server.recording import record_of
 
 T = TypeVar("T")
 
@@ -36,8 +37,12 @@ class BodyReader:
         if media_type != "application/json":
             # Which also keeps web pages out: a browser asks before it sends this type elsewhere.
             raise ApiError(415, "The body must be sent as Content-Type: application/json.", "unsupported_media_type")
+        body = await self.read(request)
+        record = record_of(request.scope)
+        if record.keeps_body:
+            record.body = body
         try:
-            return decoder.decode(await self.read(request))
+            return decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise decode_error(error) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from aicc.runtime.engine import Engine
 from aicc.runtime.generator import Model
 from aicc.runtime.request import Request
 from aicc.runtime.server.errors import ApiError
@@ -13,11 +14,35 @@ from aicc.runtime.server.model_thread import ModelThread
 _FAILURES_IN_A_ROW = 3  # of steps, after which the device is taken for lost
 
 
+class EngineObserver:
+    """Told what the engine does, on its thread, so it must be quick; this one takes no notice."""
+
+    def step(self, engine: Engine, sequences: int) -> None:
+        """A step ran so many sequences."""
+
+    def first_token(self, prompt_tokens: int, seconds: float, queue_seconds: float) -> None:
+        """A sequence has its first token.
+
+        Args:
+            prompt_tokens: Length of its prompt.
+            seconds: Since its request's headers were there.
+            queue_seconds: Since it was handed to the engine, less the steps that read its prompt.
+        """
+
+    def next_tokens(self, count: int, seconds: float) -> None:
+        """A sequence has more tokens, so long after those before."""
+
+
 class EngineThread(ModelThread[Model]):
-    """Runs sequences; arguments as :class:`ModelThread`."""
+    """Runs sequences; arguments as :class:`ModelThread`.
+
+    Attributes:
+        observer: Told what the engine does.
+    """
 
     def __init__(self, load: Callable[[], Model], most: int, changed: Callable[[Any], None] | None = None) -> None:
         super().__init__(load, most, changed)
+        self.observer = EngineObserver()
         self._open: list[Request] = []
         self._reserved = 0  # sequences that are being prepared
 
@@ -75,13 +100,14 @@ class EngineThread(ModelThread[Model]):
         engine, failures = model.engine, 0
         while not self._stopping:
             self._wake.clear()
-            worked = engine.step()
+            sequences = engine.step()
             failed = self._sweep()
-            if worked:
+            if sequences:
+                self.observer.step(engine, sequences)
                 failures = failures + 1 if failed else 0
             if failures == _FAILURES_IN_A_ROW:
                 raise RuntimeError(f"{failures} steps in a row have failed")
-            if not worked:
+            if not sequences:
                 self._wake.wait()
 
     def _end_all(self, error: ApiError) -> None:

@@ -10,8 +10,10 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from aicc.runtime.errors import AiccError, ContextLengthError, ResourceError, UnsupportedError, UsageError
+from aicc.runtime.server.recording import record_of
 
 RETRY_SECONDS = 1  # what Retry-After asks for: a queue moves within this
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*?)(?:\[\.\.\.\])?`)?$", re.DOTALL)
@@ -127,7 +129,14 @@ def from_foreseen(error: AiccError, param: str | None = None) -> ApiError:
 async def on_api_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of :class:`ApiError`."""
     assert isinstance(error, ApiError)
+    record_of(request.scope).error = error.detail.code
     return error.response()
+
+
+async def answer_error(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with an error from in front of the routes."""
+    record_of(scope).error = error.detail.code
+    await error.response()(scope, receive, send)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -138,6 +147,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         405: (f"{request.method} is not allowed on {request.url.path[:200]}.", "method_not_allowed"),
     }
     message, code = messages.get(error.status_code, (error.detail, "http_error"))
+    record_of(request.scope).error = code
     answer = ApiError(error.status_code, message, code).response()
     answer.headers.update(error.headers or {})
     return answer
@@ -150,4 +160,6 @@ async def on_disconnect(request: Request, error: Exception) -> Response:
 
 async def on_bug(request: Request, error: Exception) -> Response:
     """Anything unforeseen: the traceback goes to the server's log, never to the caller."""
-    return ApiError(500, "The server failed on this request; its log has the reason.", "internal_error").response()
+    answer = ApiError(500, "The server failed on this request; its log has the reason.", "internal_error").response()
+    answer.headers["x-request-id"] = record_of(request.scope).id
+    return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from aicc.runtime.request import Piece, Request
 from aicc.runtime.sampling import SamplingParams, TokenLogprobs
 from aicc.runtime.server.engine_thread import EngineThread
 from aicc.runtime.server.errors import ApiError, from_foreseen
+from aicc.runtime.server.recording import RequestRecord
 
 FinishReason = Literal["stop", "length"]
 log = logging.getLogger("uvicorn.error")
@@ -37,20 +39,28 @@ class Generation:
     Args:
         engine: Where they run; room is kept for them from now on.
         sequences: How many there will be.
+        record: Of the request; it learns what came of them, and says when they must have ended.
 
     Raises:
         ApiError: There is no room, or no model.
     """
 
-    def __init__(self, engine: EngineThread, sequences: int) -> None:
+    def __init__(self, engine: EngineThread, sequences: int, record: RequestRecord) -> None:
         self.model = engine.reserve(sequences)
         self._engine = engine
+        self._record = record
+        self._submitted = 0.0
         self._reserved = sequences
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         self._requests: list[Request] = []
         self._choices = 1
         self._eos: frozenset[int] = frozenset()
+        self._time_out: asyncio.TimerHandle | None = None
+        if record.most_seconds is not None:
+            self._time_out = self._loop.call_at(
+                record.started + record.most_seconds, self._pieces.put_nowait, (0, _too_long(record.most_seconds))
+            )
 
     def prepare(self, prompts: Sequence[str | list[int]], choices: Sequence[SamplingParams], param: str) -> None:
         """Make the sequences, tokenising what is text. Slow for long prompts; runs on any thread.
@@ -76,17 +86,35 @@ class Generation:
 
     def _request(self, model: Model, ids: list[int], params: SamplingParams, param: str) -> Request:
         index = len(self._requests)
+        last = 0.0
 
         def emit(piece: Piece) -> None:
+            nonlocal last
+            if piece.token_ids:
+                last = self._observe(request, len(piece.token_ids), last)
             with suppress(RuntimeError):  # the loop is gone: so is whoever wanted to know
                 self._loop.call_soon_threadsafe(self._pieces.put_nowait, (index, piece))
 
         try:
-            return model.request(ids, params, emit)
+            request = model.request(ids, params, emit)
         except AiccError as error:
             # The sampler knows the vocabulary, which bounds the one field that is not the prompt's.
             at_fault = "logit_bias" if error.message.startswith("logit_bias") else param
             raise from_foreseen(error, at_fault) from error
+        return request
+
+    def _observe(self, request: Request, tokens: int, last: float) -> float:
+        """Tell of new tokens, on the engine's thread; when they came, as the next are told ``last``."""
+        now = time.monotonic()
+        if last:
+            self._engine.observer.next_tokens(tokens, now - last)
+            return now
+        since = now - self._record.started
+        queued = max(0.0, now - self._submitted - request.timings.prefill_s)
+        self._engine.observer.first_token(request.prompt_length, since, queued)
+        if self._record.first_token_seconds is None:
+            self._record.first_token_seconds = since
+        return now
 
     def start(self) -> None:
         """Hand the prepared sequences to the engine.
@@ -94,11 +122,18 @@ class Generation:
         Raises:
             ApiError: The model has failed meanwhile.
         """
+        self._submitted = time.monotonic()
         self._engine.submit(self._requests)
         self._reserved = 0
 
     def close(self) -> None:
-        """End what has not finished, and what never started."""
+        """End what has not finished, and what never started; tell the record."""
+        if self._time_out is not None:
+            self._time_out.cancel()
+        if self._requests:
+            self._record.prompt_tokens = self.prompt_tokens
+            self._record.completion_tokens = self.completion_tokens
+            self._record.finish_reasons = [request.finish_reason or "cancelled" for request in self._requests]
         if self._reserved:
             self._engine.release(self._reserved)
             self._reserved = 0
@@ -130,7 +165,9 @@ class Generation:
         while unfinished:
             index, piece = await self._pieces.get()
             if piece.error is not None:
-                raise _failure(piece.error)
+                failure = _failure(piece.error)
+                self._record.error = failure.detail.code
+                raise failure
             yield index, piece
             unfinished -= piece.finish_reason is not None
 
@@ -158,6 +195,11 @@ class Generation:
 def finish_reason(piece: Piece) -> FinishReason | None:
     """Why a sequence ended with this piece, in the API's words."""
     return None if piece.finish_reason is None else "stop" if piece.finish_reason == "stop" else "length"
+
+
+def _too_long(seconds: float) -> Piece:
+    error = ApiError(504, f"The answer took longer than the {seconds:g} s this server gives one.", "request_timeout")
+    return Piece("", (), "error", error)
 
 
 def _failure(error: Exception) -> ApiError:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from aicc.runtime.server.errors import ApiError
+from aicc.runtime.server.errors import ApiError, answer_error
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -39,7 +39,7 @@ class KnownHosts:
             f"The Host header is '{host[:200]}', and this server answers to {', '.join(sorted(self._hosts))}. "
             "Use one of these as the address."
         )
-        await ApiError(400, message, "unknown_host").response()(scope, receive, send)
+        await answer_error(ApiError(400, message, "unknown_host"), scope, receive, send)
 
 
 def _name(host: str) -> str | None:

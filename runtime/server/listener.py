@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 
 from aicc.runtime import load
 from aicc.runtime.artifact import Artifact
 from aicc.runtime.errors import UsageError
-from aicc.runtime.server.app import Limits, build_app
+from aicc.runtime.server.app import Front, Limits, build_app
+from aicc.runtime.server.connections import Connection, is_loopback, listen, tls_context
+from aicc.runtime.server.draining import Drain
 from aicc.runtime.server.hosts import LOOPBACK
+from aicc.runtime.server.keys import ApiKeys
 from aicc.runtime.server.model_thread import ModelThread
+from aicc.runtime.server.recording import AccessLog
 from aicc.runtime.server.registry import Decoder, Registry, Tensors, served
 
-_BACKLOG = 128  # connections the system keeps until they are accepted
+_FLUSH_SECONDS = 5  # for the last words of answers that are cut off
 
 
 def serve(
@@ -33,15 +39,23 @@ def serve(
     device: str | None = None,
     threads: int | None = None,
     kv_tokens: int | None = None,
+    api_key_file: str | os.PathLike[str] | None = None,
     insecure: bool = False,
-    drain_seconds: int = 30,
+    cors_origins: Sequence[str] = (),
+    tls_certificate: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
+    access_log: str | os.PathLike[str] | None = None,
+    log_prompts: bool = False,
     limits: Limits | None = None,
+    idle_seconds: float = 30.0,
+    drain_seconds: float = 30.0,
     announce: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> None:
     """Serve artifacts until SIGTERM or Ctrl-C.
 
-    It listens before the models are loaded, so that ``/health/ready`` can tell. The first signal
-    stops accepting and lets what is running finish; the second ends the process at once.
+    It listens before the models are loaded, so that ``/health/ready`` can tell. After the first
+    signal new requests are answered 503 and what is running may finish; the second ends the process
+    at once.
 
     Args:
         artifacts: ``.aicc`` directories, each after what requests call the model; None is the
@@ -51,16 +65,32 @@ def serve(
         device: As :func:`aicc.runtime.load`, and so are ``threads`` and ``kv_tokens``; for every artifact.
         threads: Threads to compute with.
         kv_tokens: Tokens the KV cache holds over all sequences.
-        insecure: Listen on an address that other machines can reach, and answer to any name in Host headers.
-        drain_seconds: Longest to wait for what is running at the end.
+        api_key_file: Keys, one a line, of which every request but those to the health endpoints and for the
+            chat page's files must bring one; then any name may stand in Host headers.
+        insecure: Without keys, listen on an address that other machines can reach, and answer to any name in
+            Host headers.
+        cors_origins: Origins whose web pages may use the server: ``https://example.com``.
+        tls_certificate: PEM file of a certificate, to speak HTTPS; needs ``tls_key``.
+        tls_key: PEM file of its key.
+        access_log: File to append the access log to; None is stderr.
+        log_prompts: Whether it has the requests' bodies.
         limits: What to take on.
+        idle_seconds: Longest a connection may stand still: without a request, in the middle of one's headers,
+            or not reading the answer.
+        drain_seconds: Longest to wait for what is running at the end.
         announce: Told one line when listening, when a model is ready and when stopping.
 
     Raises:
-        UsageError: The address may not or cannot be listened on; two models have one name.
+        UsageError: The address may not or cannot be listened on; a file of keys, TLS or the log cannot be
+            used; two models have one name.
         AiccError: A model cannot be loaded.
     """
     limits = limits or Limits()
+    keys = None if api_key_file is None else ApiKeys.read(api_key_file)
+    tls = tls_context(tls_certificate, tls_key)
+    _check_exposure(host, keys, insecure)
+    _check_origins(cors_origins)
+    log = AccessLog(access_log, log_prompts)
 
     def changed(name: str, thread: ModelThread[Any]) -> None:
         if thread.model is None:
@@ -79,21 +109,27 @@ def serve(
         return served(name, manifest, loaded, limits.sequences, partial(changed, name))
 
     registry = Registry([model_of(name, path) for name, path in artifacts])
-    sock = _listen(host, port, insecure)
+    sock = listen(host, port)
     address, bound_port = sock.getsockname()[:2]
-    url = f"http://[{address}]:{bound_port}" if ":" in address else f"http://{address}:{bound_port}"
-    app = build_app(registry, limits, None if insecure else {*LOOPBACK, host, address})
+    url = f"http{'s' if tls else ''}://{f'[{address}]' if ':' in address else address}:{bound_port}"
+    if keys and not tls and not is_loopback(host):
+        announce("note: keys cross the network in the clear; give --tls-certificate and --tls-key, or use a proxy")
+    hosts = None if insecure or keys else {*LOOPBACK, host, address}
+    drain = Drain()
+    app = build_app(registry, limits, Front(hosts, keys, cors_origins, log), drain)
     config = uvicorn.Config(
         app,
-        http="h11",  # the same parser everywhere, whatever else is installed
+        http=Connection,  # uvicorn's h11, the same parser everywhere, whatever else is installed
         ws="none",
         lifespan="on",
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=drain_seconds,
+        ssl_context_factory=None if tls is None else lambda config, default: tls,
+        timeout_keep_alive=idle_seconds,  # type: ignore[arg-type]  # any number of seconds will do
+        timeout_graceful_shutdown=_FLUSH_SECONDS,
     )
-    server = _Server(config, url, registry, announce)
+    server = _Server(config, url, registry, drain, drain_seconds, announce)
     try:
         server.run([sock])
     finally:
@@ -108,12 +144,23 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn, saying where it listens, and ending at the second signal of any kind."""
+    """Uvicorn, saying where it listens, draining at the first signal of any kind and ending at the second."""
 
-    def __init__(self, config: uvicorn.Config, url: str, registry: Registry, announce: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        url: str,
+        registry: Registry,
+        drain: Drain,
+        drain_seconds: float,
+        announce: Callable[[str], None],
+    ) -> None:
         super().__init__(config)
         self._url = url
         self._registry = registry
+        self._drain = drain
+        self._drain_seconds = drain_seconds
+        self._deadline = 0.0
         self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -122,48 +169,41 @@ class _Server(uvicorn.Server):
         self._announce(f"serving {names} at {self._url}/v1, loading the model{'s' if len(self._registry) > 1 else ''}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
+        if self._drain.draining or self.should_exit:
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
-        self.should_exit = True
-        running, limit = sum(model.thread.open for model in self._registry), self.config.timeout_graceful_shutdown
+        self._deadline = time.monotonic() + self._drain_seconds
+        self._drain.draining = True
+        running, limit = self._drain.open, f"{self._drain_seconds:g}"
         what = f": running answers ({running}) have up to {limit} s; signal again to stop at once" if running else ""
         self._announce(f"stopping{what}")
 
+    async def on_tick(self, counter: int) -> bool:
+        if self._drain.draining and not self.should_exit:
+            late = time.monotonic() >= self._deadline
+            if late:  # what still runs is told that it has failed, instead of being cut off
+                await asyncio.gather(*(asyncio.to_thread(model.stop) for model in self._registry))
+            self.should_exit = late or not self._drain.open
+        return await super().on_tick(counter)
 
-def _listen(host: str, port: int, insecure: bool) -> socket.socket:
-    """A listening socket.
 
-    Raises:
-        UsageError: The address is open to other machines and that was not asked for, or it cannot
-            be had.
-    """
-    if not insecure and not _is_loopback(host):
+def _check_exposure(host: str, keys: ApiKeys | None, insecure: bool) -> None:
+    if keys is None and not insecure and not is_loopback(host):
         raise UsageError(
             f"refusing to listen on {host}: the server asks nobody for a key, so whoever reaches that address "
             "could use the model.",
-            "Listen on 127.0.0.1 behind a proxy that checks who asks, or pass --insecure if the network is trusted.",
+            "Give it keys with --api-key-file, listen on 127.0.0.1, or pass --insecure if the network is trusted.",
         )
-    if not 0 <= port <= 65535:
-        raise UsageError(f"{port} is not a port.", "Use 1 to 65535, or 0 for any that is free.")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise UsageError(
-            f"cannot listen on {host} port {port} ({_reason(error)}).", "Choose another --host or --port."
-        ) from error
 
 
-def _reason(error: OSError) -> str:
-    """What the system says, without the address that Python adds; look-ups of names have numbers of their own."""
-    if error.errno is None or isinstance(error, socket.gaierror):
-        return str(error.strerror or error)
-    return os.strerror(error.errno)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name; only this one is sure to mean this machine
-        return host == "localhost"
+def _check_origins(origins: Sequence[str]) -> None:
+    for origin in origins:
+        try:
+            parts = urlsplit(origin)
+            whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            whole = False
+        if not whole or origin != f"{parts.scheme}://{parts.netloc}".lower() or "@" in origin:
+            raise UsageError(
+                f"{origin!r} is no origin of web pages.", "Name each in full and lower case: https://example.com"
+            )

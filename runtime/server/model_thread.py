@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, Literal, TypeVar
@@ -18,6 +19,7 @@ from aicc.runtime.server.errors import ApiError
 from aicc.runtime.session import Session
 
 State = Literal["loading", "ready", "failed", "stopped"]
+PHASES = ("model", "tokenizer")  # of loading: mapping weights and making code ready, then what prompts need
 M = TypeVar("M", bound=Model | Session)
 log = logging.getLogger("uvicorn.error")
 
@@ -34,6 +36,8 @@ class ModelThread(ABC, Generic[M]):
     def __init__(self, load: Callable[[], M], most: int, changed: Callable[[Any], None] | None = None) -> None:
         self.most = most
         self.state: State = "loading"
+        self.phase = 0  # of PHASES, while loading
+        self.started = time.monotonic()
         self.error: BaseException | None = None
         self.model: M | None = None
         self._load = load
@@ -94,6 +98,7 @@ class ModelThread(ABC, Generic[M]):
     def _run(self) -> None:
         try:
             model = self._load()
+            self.phase = 1
             self._prepare(model)
             with self._lock:
                 self.model, self.state = model, "ready"

@@ -15,6 +15,8 @@ import httpx
 import uvicorn
 from starlette.applications import Starlette
 
+from aicc.runtime.server.connections import Connection
+
 DEADLINE = 60.0  # seconds until a condition that should hold soon counts as never
 NAME = "smollm2"
 
@@ -28,11 +30,21 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 @contextmanager
-def listening(app: Starlette, until: str = "ready") -> Iterator[str]:
+def listening(
+    app: Starlette, until: str = "ready", idle_seconds: float = 30, send_buffer: int | None = None
+) -> Iterator[str]:
     """Serve an app on a free port of this machine; gives its address once it has this status."""
     sock = socket.create_server(("127.0.0.1", 0))
+    if send_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     config = uvicorn.Config(
-        app, http="h11", ws="none", lifespan="on", log_level="critical", timeout_graceful_shutdown=1
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_level="critical",
+        timeout_keep_alive=idle_seconds,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([sock],), daemon=True)

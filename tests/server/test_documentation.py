@@ -1,8 +1,11 @@
 """`docs/server.md` and the official client's own types agree with the messages."""
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from openai.types import completion_create_params, embedding_create_params
@@ -10,6 +13,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 
 from aicc.runtime.server.openai.embedding_schema import EmbeddingRequest
 from aicc.runtime.server.openai.schema import ChatRequest, CompletionRequest
+from aicc.runtime.server.recording import AccessLog
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "server.md"
 REQUESTS: dict[str, type[msgspec.Struct]] = {
@@ -51,6 +55,22 @@ def test_the_document_has_the_table_of_fields() -> None:
 @pytest.mark.parametrize("endpoint", REQUESTS)
 def test_the_document_lists_what_is_not_implemented(endpoint: str) -> None:
     assert f"{endpoint.capitalize()}: {unimplemented(REQUESTS[endpoint])}." in DOCUMENT.read_text()
+
+
+def test_the_document_has_every_metric(url: str) -> None:
+    families = re.findall("^# TYPE (aicc_[a-z_]+)", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+
+    assert len(families) > 10
+    ours = [name for name in families if not name.endswith("_created")]  # prometheus-client's own
+    assert [name for name in ours if f"`{name}`" not in DOCUMENT.read_text()] == []
+
+
+def test_the_document_has_every_field_of_the_access_log() -> None:
+    line = inspect.getsource(AccessLog.write)
+
+    assert [
+        name for name in re.findall('^ +"([a-z_]+)":', line, re.MULTILINE) if f"`{name}`" not in DOCUMENT.read_text()
+    ] == []
 
 
 @pytest.mark.parametrize(

@@ -268,7 +268,7 @@ def loading(model: Model) -> Iterator[tuple[str, threading.Event, list[Exception
         return model
 
     registry = Registry([served(NAME, model.manifest, load, 8, lambda thread: None)])
-    app = build_app(registry, Limits(), None)
+    app = build_app(registry, Limits())
     try:
         with listening(app, until="loading") as url:
             yield url, loaded, failures

@@ -1,5 +1,6 @@
 """`serve` as a process: where it listens, what it says, and how it ends."""
 
+import json
 import os
 import signal
 import socket
@@ -38,7 +39,7 @@ def test_a_signal_lets_what_runs_finish_and_ends_well(demo_artifact: Artifact, s
         assert not server.said("Traceback")
 
 
-def test_a_generation_longer_than_the_limit_is_cut_off(demo_artifact: Artifact) -> None:
+def test_a_generation_longer_than_the_limit_ends_with_an_error(demo_artifact: Artifact) -> None:
     with ServerProcess(demo_artifact.path, drain_seconds=1) as server:
         server.wait_ready()
         endless = LONG | {"max_tokens": 8000}
@@ -46,9 +47,31 @@ def test_a_generation_longer_than_the_limit_is_cut_off(demo_artifact: Artifact) 
             events = (line for line in answer.iter_lines() if line)
             next(events)
             os.kill(server.process.pid, signal.SIGTERM)
-            with pytest.raises(httpx.TransportError):
-                list(events)
+            *_, last = events
 
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "model_unavailable"
+        assert server.end() == 0
+
+
+def test_while_it_drains_it_is_not_ready_and_sends_new_requests_elsewhere(demo_artifact: Artifact) -> None:
+    with ServerProcess(demo_artifact.path, drain_seconds=3600) as server:
+        server.wait_ready()
+        endless = LONG | {"max_tokens": 8000}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=endless, timeout=DEADLINE) as answer:
+            events = (line for line in answer.iter_lines() if line)
+            next(events)
+            os.kill(server.process.pid, signal.SIGTERM)
+            wait_until(lambda: server.said("stopping"), "stopping")
+            refused = [httpx.get(f"{server.url}/v1/models"), httpx.post(f"{server.url}/v1/completions", json=LONG)]
+            ready, live = httpx.get(f"{server.url}/health/ready"), httpx.get(f"{server.url}/health/live")
+            scraped = httpx.get(f"{server.url}/metrics")
+            next(events)  # goes on all the while
+
+        for answer in refused:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+            assert int(answer.headers["retry-after"]) >= 1
+        assert (ready.status_code, ready.json()["status"]) == (503, "draining")
+        assert (live.status_code, scraped.status_code) == (200, 200)
         assert server.end() == 0
 
 
@@ -87,7 +110,7 @@ def test_it_refuses_addresses_others_can_reach(demo_artifact: Artifact, host: st
         serve([(None, demo_artifact.path)], host, 0)
 
     assert "--insecure" in caught.value.remedy
-    assert "key" in caught.value.message
+    assert "--api-key-file" in caught.value.remedy
 
 
 def test_it_listens_anywhere_if_told_it_may(demo_artifact: Artifact) -> None:

@@ -1,0 +1,151 @@
+"""Where the server listens, and what a connection may do: TLS, time-outs, words that are no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+import ssl
+from typing import NoReturn
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from aicc.runtime.errors import UsageError
+from aicc.runtime.server.errors import ApiError
+
+_BACKLOG = 128  # connections the system keeps until they are accepted
+
+
+class Connection(H11Protocol):
+    """Uvicorn's connection, which gives up on peers that stand still and answers nonsense as the API does.
+
+    Uvicorn's keep-alive time-out closes connections between two requests. Here the same time-out
+    also closes one on which no request has begun or its headers do not end, and drops one whose
+    peer takes in nothing of its answer.
+    """
+
+    _stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a request, but not for ever."""
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timers."""
+        self._unset_keepalive_if_required()
+        self._unset_stalled()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes in; a request that is only begun does not put the time-out off."""
+        waiting, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
+        super().data_received(data)
+        if waiting is None:
+            return
+        if self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = waiting
+        else:
+            waiting.cancel()
+
+    def pause_writing(self) -> None:
+        """The peer reads more slowly than it is written to."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        self._unset_stalled()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are no HTTP request, and close."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or (
+            self.cycle is not None and not self.cycle.response_complete
+        ):
+            self.transport.close()  # in the middle of an answer there is no room for another
+            return
+        body = ApiError(400, "This is no HTTP request that can be understood.", "invalid_http").body()
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        length = (b"content-length", str(len(body)).encode())
+        answer = h11.Response(status_code=400, headers=[*headers, length], reason=b"Bad Request")
+        for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _unset_stalled(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+
+def tls_context(
+    certificate: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None
+) -> ssl.SSLContext | None:
+    """What TLS connections need; None if neither file is given.
+
+    Args:
+        certificate: PEM file of the server's certificate, with those between it and its root.
+        key: PEM file of its private key, without a passphrase.
+
+    Raises:
+        UsageError: Only one is given, or they cannot be used.
+    """
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise UsageError("TLS needs a certificate and its key.", "Give both --tls-certificate and --tls-key.")
+    for path in (certificate, key):
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise UsageError(f"the TLS file {os.fspath(path)} cannot be read ({error.strerror}).") from error
+
+    def no_passphrase() -> NoReturn:
+        raise UsageError(f"the TLS key {os.fspath(key)} has a passphrase.", "Store it without: openssl pkey.")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password=no_passphrase)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            what = f"the TLS key {os.fspath(key)} is not the key of {os.fspath(certificate)}."
+        else:
+            what = f"{os.fspath(certificate)} and {os.fspath(key)} are no TLS certificate and key in PEM form."
+        raise UsageError(what) from error
+    return context
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        UsageError: The address cannot be had.
+    """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"{port} is not a port.", "Use 1 to 65535, or 0 for any that is free.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host} port {port} ({_reason(error)}).", "Choose another --host or --port."
+        ) from error
+
+
+def _reason(error: OSError) -> str:
+    """What the system says, without the address that Python adds; look-ups of names have numbers of their own."""
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return str(error.strerror or error)
+    return os.strerror(error.errno)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name; only this one is sure to mean this machine
+        return host == "localhost"

@@ -1,0 +1,208 @@
+"""What is known of each request when it has been answered: its line in the access log, and its place in the metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from aicc.runtime.errors import UsageError
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+log = logging.getLogger("uvicorn.error")
+_KEY = "aicc.record"  # where a request's scope has its record
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request, filled in by whoever gets to know something of it.
+
+    Attributes:
+        id: What the caller calls it, or a name made here.
+        client: Address it came from.
+        method: HTTP method.
+        path: As it was sent, percent-encoded, without the query.
+        most_seconds: Longest its answer may take; None is no limit.
+        keeps_body: Whether the body is to be logged.
+        started: When its headers were there, by ``time.monotonic``.
+        endpoint: The route it went to, empty if none.
+        seconds: From its start to the end of its answer.
+        status: HTTP status, 0 as long as there is none.
+        error: The API's code of what went wrong.
+        model: What it asked, once that is known to exist.
+        prompt_tokens: Of its prompts, each counted once.
+        cached_tokens: Those of them that were in memory already.
+        completion_tokens: Generated for it.
+        first_token_seconds: From its start to the first token of any of its sequences.
+        finish_reasons: Of its sequences: ``stop``, ``length``, ``cancelled`` or ``error``.
+        body: As it was sent, if it is to be logged.
+    """
+
+    id: str
+    client: str
+    method: str
+    path: str
+    most_seconds: float | None = None
+    keeps_body: bool = False
+    started: float = field(default_factory=time.monotonic)
+    endpoint: str = ""
+    seconds: float = 0.0
+    status: int = 0
+    error: str | None = None
+    model: str | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    first_token_seconds: float | None = None
+    finish_reasons: Sequence[str] = ()
+    body: bytes | None = None
+
+    @property
+    def outcome(self) -> str:
+        """How it went, in a word."""
+        if self.error is None and "cancelled" in self.finish_reasons:
+            return "cancelled"
+        outcomes = {0: "failed", 429: "rejected", 499: "cancelled", 503: "unavailable", 504: "timeout"}
+        if (known := outcomes.get(self.status)) is not None:
+            return known
+        if self.status >= 500 or (self.status < 400 and self.error is not None):
+            return "timeout" if self.error == "request_timeout" else "failed"
+        return "invalid" if self.status >= 400 else "ok"
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    """The record of a request that came through :class:`Recorder`."""
+    record: RequestRecord = scope[_KEY]
+    return record
+
+
+class AccessLog:
+    """One JSON object a line and request, in ASCII; never the prompt unless asked to.
+
+    Args:
+        path: File to append to, opened again when something else rotates it; None is stderr.
+        prompts: Whether to log request bodies too.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, prompts: bool = False) -> None:
+        self.prompts = prompts
+        try:
+            self._handler = logging.StreamHandler(sys.stderr) if path is None else WatchedFileHandler(path)
+        except OSError as error:
+            raise UsageError(f"the access log {os.fspath(path or '')} cannot be written ({error.strerror}).") from error
+        self._handler.handleError = self._fail  # type: ignore[method-assign]
+        self._failed = False
+
+    def write(self, record: RequestRecord) -> None:
+        """Log a request that has been answered."""
+        facts: dict[str, Any] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "request_id": record.id,
+            "client": record.client,
+            "method": record.method,
+            "path": record.path,
+            "status": record.status,
+            "seconds": round(record.seconds, 6),
+            "error": record.error,
+            "model": record.model,
+            "prompt_tokens": record.prompt_tokens,
+            "cached_tokens": record.cached_tokens,
+            "completion_tokens": record.completion_tokens,
+            "first_token_seconds": None if record.first_token_seconds is None else round(record.first_token_seconds, 6),
+            "finish_reasons": list(record.finish_reasons) or None,
+            "body": None if record.body is None else record.body.decode(errors="replace"),
+        }
+        line = json.dumps({name: value for name, value in facts.items() if value is not None})
+        self._handler.emit(logging.makeLogRecord({"msg": line}))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handler.close()
+
+    def _fail(self, record: logging.LogRecord) -> None:
+        """Say once that lines are lost: a disk that is full ends no request and fills no other log."""
+        if not self._failed:
+            self._failed = True
+            log.error("The access log cannot be written, so lines of it are lost: %s", sys.exc_info()[1])
+
+
+class Recorder:
+    """Gives each request its record and its id, and hands the record on when the answer has ended.
+
+    The id is the caller's ``X-Request-Id`` if that is up to 128 harmless characters, else one made
+    here; the answer has it in the same header.
+
+    Args:
+        app: What answers.
+        ended: Called with each record.
+        log: Where to log them.
+        quiet_paths: Which are not logged when they are answered 200.
+        most_seconds: Longest an answer may take; None is no limit.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        ended: Callable[[RequestRecord], None],
+        log: AccessLog | None,
+        quiet_paths: Collection[str],
+        most_seconds: float | None,
+    ) -> None:
+        self._app = app
+        self._ended = ended
+        self._log = log
+        self._quiet_paths = frozenset(quiet_paths)
+        self._most_seconds = most_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, as ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = scope[_KEY] = self._record(scope)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = record.id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            # A bug: the outermost handler answers it, past this one.
+            record.status, record.error = record.status or 500, "internal_error"
+            raise
+        finally:
+            record.seconds = time.monotonic() - record.started
+            record.endpoint = getattr(scope.get("route"), "path", "")
+            self._ended(record)
+            if self._log is not None and not (record.path in self._quiet_paths and record.status == 200):
+                self._log.write(record)
+
+    def _record(self, scope: Scope) -> RequestRecord:
+        given = [value for name, value in scope["headers"] if name == b"x-request-id"]
+        sane = len(given) == 1 and _SANE_ID.fullmatch(given[0])
+        return RequestRecord(
+            id=given[0].decode("ascii") if sane else secrets.token_hex(12),
+            client=scope["client"][0] if scope.get("client") else "",
+            method=scope["method"],
+            path=scope.get("raw_path", scope["path"].encode()).decode("ascii", "backslashreplace")[:1000],
+            most_seconds=self._most_seconds,
+            keeps_body=self._log is not None and self._log.prompts,
+        )
