@@ -20,11 +20,10 @@ class EngineObserver:
     def step(self, engine: Engine, sequences: int) -> None:
         """A step ran so many sequences."""
 
-    def first_token(self, prompt_tokens: int, seconds: float, queue_seconds: float) -> None:
+    def first_token(self, seconds: float, queue_seconds: float) -> None:
         """A sequence has its first token.
 
         Args:
-            prompt_tokens: Length of its prompt.
             seconds: Since its request's headers were there.
             queue_seconds: Since it was handed to the engine, less the steps that read its prompt.
         """

@@ -75,6 +75,11 @@ def invalid(message: str, param: str | None, code: str = "invalid_value") -> Api
     return ApiError(400, message, code, param)
 
 
+def too_late(seconds: float) -> ApiError:
+    """The 504 of an answer that did not end in time."""
+    return ApiError(504, f"The answer took longer than the {seconds:g} s this server gives one.", "request_timeout")
+
+
 def decode_error(error: Exception) -> ApiError:
     """What was wrong with a request body, by field where there is one.
 

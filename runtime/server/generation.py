@@ -15,7 +15,7 @@ from aicc.runtime.generator import Model
 from aicc.runtime.request import Piece, Request
 from aicc.runtime.sampling import SamplingParams, TokenLogprobs
 from aicc.runtime.server.engine_thread import EngineThread
-from aicc.runtime.server.errors import ApiError, from_foreseen
+from aicc.runtime.server.errors import ApiError, from_foreseen, too_late
 from aicc.runtime.server.recording import RequestRecord
 
 FinishReason = Literal["stop", "length"]
@@ -59,7 +59,7 @@ class Generation:
         self._time_out: asyncio.TimerHandle | None = None
         if record.most_seconds is not None:
             self._time_out = self._loop.call_at(
-                record.started + record.most_seconds, self._pieces.put_nowait, (0, _too_long(record.most_seconds))
+                record.started + record.most_seconds, self._pieces.put_nowait, (0, _late(record.most_seconds))
             )
 
     def prepare(self, prompts: Sequence[str | list[int]], choices: Sequence[SamplingParams], param: str) -> None:
@@ -111,7 +111,7 @@ class Generation:
             return now
         since = now - self._record.started
         queued = max(0.0, now - self._submitted - request.timings.prefill_s)
-        self._engine.observer.first_token(request.prompt_length, since, queued)
+        self._engine.observer.first_token(since, queued)
         if self._record.first_token_seconds is None:
             self._record.first_token_seconds = since
         return now
@@ -132,6 +132,7 @@ class Generation:
             self._time_out.cancel()
         if self._requests:
             self._record.prompt_tokens = self.prompt_tokens
+            self._record.cached_tokens = self.cached_tokens
             self._record.completion_tokens = self.completion_tokens
             self._record.finish_reasons = [request.finish_reason or "cancelled" for request in self._requests]
         if self._reserved:
@@ -149,6 +150,11 @@ class Generation:
     def prompt_tokens(self) -> int:
         """Tokens of the prompts; each counts once, however many choices it has."""
         return sum(request.prompt_length for request in self._requests[:: self._choices])
+
+    @property
+    def cached_tokens(self) -> int:
+        """Those of them that were in memory and not computed."""
+        return sum(request.cached_prompt_tokens or 0 for request in self._requests[:: self._choices])
 
     @property
     def completion_tokens(self) -> int:
@@ -197,9 +203,8 @@ def finish_reason(piece: Piece) -> FinishReason | None:
     return None if piece.finish_reason is None else "stop" if piece.finish_reason == "stop" else "length"
 
 
-def _too_long(seconds: float) -> Piece:
-    error = ApiError(504, f"The answer took longer than the {seconds:g} s this server gives one.", "request_timeout")
-    return Piece("", (), "error", error)
+def _late(seconds: float) -> Piece:
+    return Piece("", (), "error", too_late(seconds))
 
 
 def _failure(error: Exception) -> ApiError:

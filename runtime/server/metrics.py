@@ -13,7 +13,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
@@ -96,7 +96,6 @@ class _Families:
         self.inter_token = histogram("aicc_inter_token_seconds", "Between two tokens of a sequence.", _TOKEN_SECONDS)
         self.batch = histogram("aicc_batch_sequences", "Sequences in a step of the engine.", _SEQUENCES)
         self.kv_used = histogram("aicc_kv_used_ratio", "Share of KV memory in use after a step.", _SHARES)
-        self.prompt_tokens = counter("aicc_prompt_tokens", "Tokens of prompts whose first token was generated.")
         self.completion_tokens = counter("aicc_completion_tokens", "Tokens generated.")
 
 
@@ -109,17 +108,15 @@ class _Observer(EngineObserver):
         self._inter_token = families.inter_token.labels(name)
         self._batch = families.batch.labels(name)
         self._kv_used = families.kv_used.labels(name)
-        self._prompt_tokens = families.prompt_tokens.labels(name)
         self._completion_tokens = families.completion_tokens.labels(name)
 
     def step(self, engine: Engine, sequences: int) -> None:
         self._batch.observe(sequences)
         self._kv_used.observe(1 - engine.free_pages / engine.page_count)
 
-    def first_token(self, prompt_tokens: int, seconds: float, queue_seconds: float) -> None:
+    def first_token(self, seconds: float, queue_seconds: float) -> None:
         self._first_token.observe(seconds)
         self._queue.observe(queue_seconds)
-        self._prompt_tokens.inc(prompt_tokens)
         self._completion_tokens.inc()
 
     def next_tokens(self, count: int, seconds: float) -> None:
@@ -139,6 +136,12 @@ class _Now(Collector):
         open_ = GaugeMetricFamily("aicc_open", "Work running, waiting or being prepared.", labels=["model"])
         pages = GaugeMetricFamily("aicc_kv_pages", "Pages of KV memory.", labels=["model"])
         free = GaugeMetricFamily("aicc_kv_pages_free", "Pages nobody owns.", labels=["model"])
+        prompts = CounterMetricFamily("aicc_prompt_tokens", "Tokens of prompts that were admitted.", labels=["model"])
+        hits = CounterMetricFamily("aicc_prefix_hit_tokens", "Those that were in KV memory already.", labels=["model"])
+        misses = CounterMetricFamily("aicc_prefix_miss_tokens", "Those that were computed.", labels=["model"])
+        preemptions = CounterMetricFamily(
+            "aicc_preemptions", "Times a sequence lost its pages to an older one.", labels=["model"]
+        )
         runs = InfoMetricFamily("aicc_model", "Which device runs which model, and what it was compiled for.")
         for served in self._models:
             ready.add_metric([served.name], served.thread.state == "ready")
@@ -147,9 +150,14 @@ class _Now(Collector):
             if isinstance(model, Model):
                 pages.add_metric([served.name], model.engine.page_count)
                 free.add_metric([served.name], model.engine.free_pages)
+                counters = model.engine.counters
+                prompts.add_metric([served.name], counters.prompt_tokens)
+                hits.add_metric([served.name], counters.cached_tokens)
+                misses.add_metric([served.name], counters.prompt_tokens - counters.cached_tokens)
+                preemptions.add_metric([served.name], counters.preemptions)
             if model is not None:
                 runs.add_metric([], _info(served))
-        return iter((ready, open_, pages, free, runs))
+        return iter((ready, open_, pages, free, prompts, hits, misses, preemptions, runs))
 
 
 def _info(served: Served[Any]) -> dict[str, str]:

@@ -70,6 +70,11 @@ class RequestRecord:
     body: bytes | None = None
 
     @property
+    def seconds_left(self) -> float | None:
+        """How long its answer may still take; None is no limit."""
+        return None if self.most_seconds is None else self.started + self.most_seconds - time.monotonic()
+
+    @property
     def outcome(self) -> str:
         """How it went, in a word."""
         if self.error is None and "cancelled" in self.finish_reasons:

@@ -59,6 +59,9 @@ def test_tokens_times_and_steps_of_a_generation(url: str) -> None:
     assert [now[name] for name in names] == [2 * usage["prompt_tokens"], usage["completion_tokens"], 2, 2, 8, 1]
     assert now["aicc_batch_sequences_count"] >= 5
     assert now["aicc_batch_sequences_sum"] == usage["completion_tokens"]
+    assert figure(url, "aicc_prefix_hit_tokens_total") + figure(url, "aicc_prefix_miss_tokens_total") == figure(
+        url, "aicc_prompt_tokens_total"
+    )
     assert figure(url, "aicc_kv_used_ratio_count") == figure(url, "aicc_batch_sequences_count")
     assert 0 < figure(url, "aicc_kv_used_ratio_sum") < figure(url, "aicc_kv_used_ratio_count")
 
