@@ -34,6 +34,9 @@ class ChatTemplate:
         name: What messages call it, such as the model's name.
         variables: Strings it may use, such as ``bos_token``.
 
+    Attributes:
+        source: The text.
+
     Raises:
         UnsupportedError: It is too long, or not a template.
         ResourceError: The process that renders it cannot be started.
@@ -41,6 +44,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, name: str, variables: Mapping[str, str] | None = None) -> None:
         self.name = name
+        self.source = source
         self._variables = dict(variables or {})
         if len(source) > _MAX_TEMPLATE:
             raise UnsupportedError(
@@ -120,7 +124,7 @@ class ChatTemplate:
             if depth > _MAX_DEPTH:
                 return value  # refused by render
             if isinstance(value, Mapping):
-                return {key: mask(item, depth + 1) for key, item in value.items()}
+                return {mask(key, depth + 1): mask(item, depth + 1) for key, item in value.items()}
             if isinstance(value, list | tuple):
                 return [mask(item, depth + 1) for item in value]
             return value

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
+from aicc.runtime.constraint import Constraint
 from aicc.runtime.errors import AiccError
 from aicc.runtime.generator import Model
 from aicc.runtime.request import Piece, Request
@@ -24,11 +25,14 @@ log = logging.getLogger("uvicorn.error")
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one sequence; complete when ``finish_reason`` is set."""
+    """What became of one sequence: its pieces, the last with a finish reason when complete."""
 
-    text: str = ""
-    finish_reason: FinishReason | None = None
-    logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All text."""
+        return "".join(piece.text for piece in self.pieces)
 
 
 class Generation:
@@ -62,13 +66,20 @@ class Generation:
                 record.started + record.most_seconds, self._pieces.put_nowait, (0, _late(record.most_seconds))
             )
 
-    def prepare(self, prompts: Sequence[str | list[int]], choices: Sequence[SamplingParams], param: str) -> None:
+    def prepare(
+        self,
+        prompts: Sequence[str | list[int]],
+        choices: Sequence[SamplingParams],
+        param: str,
+        constraint: Callable[[], Constraint] | None = None,
+    ) -> None:
         """Make the sequences, tokenising what is text. Slow for long prompts; runs on any thread.
 
         Args:
             prompts: Texts or token ids.
             choices: How to sample each choice of every prompt.
             param: The request's field the prompts came from, for errors.
+            constraint: Makes what each sequence must follow.
 
         Raises:
             ApiError: A prompt or a sampling field does not fit the model.
@@ -82,9 +93,11 @@ class Generation:
             except AiccError as error:
                 raise from_foreseen(error, param) from error
             for params in choices:
-                self._requests.append(self._request(model, ids, params, param))
+                self._requests.append(self._request(model, ids, params, param, constraint and constraint()))
 
-    def _request(self, model: Model, ids: list[int], params: SamplingParams, param: str) -> Request:
+    def _request(
+        self, model: Model, ids: list[int], params: SamplingParams, param: str, constraint: Constraint | None
+    ) -> Request:
         index = len(self._requests)
         last = 0.0
 
@@ -96,7 +109,7 @@ class Generation:
                 self._loop.call_soon_threadsafe(self._pieces.put_nowait, (index, piece))
 
         try:
-            request = model.request(ids, params, emit)
+            request = model.request(ids, params, emit, constraint)
         except AiccError as error:
             # The sampler knows the vocabulary, which bounds the one field that is not the prompt's.
             at_fault = "logit_bias" if error.message.startswith("logit_bias") else param
@@ -153,8 +166,14 @@ class Generation:
 
     @property
     def cached_tokens(self) -> int:
-        """Those of them that were in memory and not computed."""
+        """Tokens of the prompts that were in memory and not computed, each prompt counted once."""
         return sum(request.cached_prompt_tokens or 0 for request in self._requests[:: self._choices])
+
+    def prompt(self, index: int) -> tuple[list[int], list[TokenLogprobs | None]]:
+        """A sequence's prompt, and the log-probabilities of its tokens if ``params`` asked; complete with its piece."""
+        request = self._requests[index]
+        ids: list[int] = request.tokens[: request.prompt_length].tolist()
+        return ids, request.prompt_logprobs
 
     @property
     def completion_tokens(self) -> int:
@@ -185,10 +204,7 @@ class Generation:
         """
         outcomes = [Outcome() for _ in self._requests]
         async for index, piece in self.pieces():
-            outcome = outcomes[index]
-            outcome.text += piece.text
-            outcome.finish_reason = finish_reason(piece)
-            outcome.logprobs += self.logprobs(piece)
+            outcomes[index].pieces.append(piece)
         return outcomes
 
     def logprobs(self, piece: Piece) -> list[tuple[int, TokenLogprobs]]:

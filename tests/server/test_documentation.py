@@ -11,8 +11,9 @@ import pytest
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
+from aicc.runtime.server.openai.chat_schema import ChatRequest
+from aicc.runtime.server.openai.completion_schema import CompletionRequest
 from aicc.runtime.server.openai.embedding_schema import EmbeddingRequest
-from aicc.runtime.server.openai.schema import ChatRequest, CompletionRequest
 from aicc.runtime.server.recording import AccessLog
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "server.md"

@@ -31,20 +31,70 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     return error
 
 
+ADD = {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+ADDING = {"type": "function", "function": ADD}
+UNENFORCEABLE = {"type": "function", "function": {"name": "f", "parameters": {"propertyNames": {"pattern": "^a"}}}}
+
 MISTAKES: list[tuple[str, dict[str, Any], str, str]] = [
     ("unknown field", {"max_token": 5}, "max_token", "unknown_parameter"),
-    ("tools", {"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-    ("tool_choice", {"tool_choice": "none"}, "tool_choice", "unsupported_parameter"),
+    ("a tool without a function", {"tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter"),
+    ("another kind of tool", {"tools": [{"type": "custom", "function": ADD}]}, "tools[0].type", "invalid_value"),
+    (
+        "a function of no name",
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        "tools[0].function.name",
+        "invalid_value",
+    ),
+    ("two functions of a name", {"tools": [ADDING, ADDING]}, "tools", "invalid_value"),
+    ("too many tools", {"tools": [ADDING] * 129}, "tools", "invalid_value"),
+    ("a choice without tools", {"tool_choice": "required"}, "tool_choice", "invalid_value"),
+    ("parallel calls without tools", {"parallel_tool_calls": True}, "parallel_tool_calls", "invalid_value"),
+    (
+        "a choice that is not there",
+        {"tools": [ADDING], "tool_choice": {"type": "function", "function": {"name": "subtract"}}},
+        "tool_choice.function.name",
+        "invalid_value",
+    ),
+    (
+        "a function's schema that cannot be enforced",
+        {"tools": [ADDING, UNENFORCEABLE], "tool_choice": "required"},
+        "tools[1].function.parameters",
+        "invalid_value",
+    ),
     ("metadata", {"metadata": {"a": "b"}}, "metadata", "unsupported_parameter"),
     ("store", {"store": True}, "store", "unsupported_parameter"),
     ("reasoning", {"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter"),
-    ("json mode", {"response_format": {"type": "json_object"}}, "response_format.type", "invalid_value"),
+    ("another format", {"response_format": {"type": "grammar"}}, "response_format.type", "invalid_value"),
+    (
+        "no schema",
+        {"response_format": {"type": "json_schema"}},
+        "response_format.json_schema",
+        "missing_required_parameter",
+    ),
+    (
+        "a schema that cannot be enforced",
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"uniqueItems": True}}}},
+        "response_format.json_schema.schema",
+        "invalid_value",
+    ),
     ("no model", {"model": None}, "model", "invalid_value"),
     ("no messages", {"messages": []}, "messages", "invalid_value"),
     ("messages as text", {"messages": "Hi"}, "messages", "invalid_value"),
     ("a message as text", {"messages": ["Hi"]}, "messages[0]", "invalid_value"),
     ("no role", {"messages": [{"content": "Hi"}]}, "messages[0].role", "missing_required_parameter"),
-    ("tool role", {"messages": [{"role": "tool", "content": "Hi"}]}, "messages[0].role", "invalid_value"),
+    ("another role", {"messages": [{"role": "function", "content": "Hi"}]}, "messages[0].role", "invalid_value"),
+    (
+        "a result of no call",
+        {"messages": [{"role": "tool", "content": "Hi"}]},
+        "messages[0].tool_call_id",
+        "missing_required_parameter",
+    ),
+    (
+        "an assistant who says nothing",
+        {"messages": [{"role": "assistant"}]},
+        "messages[0].content",
+        "missing_required_parameter",
+    ),
     ("no content", {"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
     (
         "an image",
@@ -59,10 +109,14 @@ MISTAKES: list[tuple[str, dict[str, Any], str, str]] = [
         "unknown_parameter",
     ),
     (
-        "a tool call",
-        {"messages": [{"role": "assistant", "content": "", "tool_calls": []}]},
-        "messages[0].tool_calls",
-        "unsupported_parameter",
+        "arguments that are no object",
+        {
+            "messages": [
+                {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "[]"}}]}
+            ]
+        },
+        "messages[0].tool_calls[0].function.arguments",
+        "invalid_value",
     ),
     ("temperature above 2", {"temperature": 2.1}, "temperature", "invalid_value"),
     ("a repetition penalty no logit survives", {"repetition_penalty": 1e-300}, "repetition_penalty", "invalid_value"),
@@ -126,13 +180,19 @@ def test_a_prompt_that_is_none_is_a_400(http: httpx.Client, prompt: Any, param: 
     assert error_of(answer)["param"] == param
 
 
-@pytest.mark.parametrize("change", [{"echo": True}, {"best_of": 2}, {"suffix": "end"}])
+@pytest.mark.parametrize("change", [{"best_of": 2}, {"suffix": "end"}])
 def test_what_completions_do_not_implement_is_a_400(http: httpx.Client, change: dict[str, Any]) -> None:
     answer = post(http, COMPLETION | change, "/v1/completions")
 
     assert answer.status_code == 400
     error = error_of(answer)
     assert (error["param"], error["code"]) == (next(iter(change)), "unsupported_parameter")
+
+
+def test_no_tokens_and_no_echo_is_nothing_to_ask_for(http: httpx.Client) -> None:
+    answer = post(http, COMPLETION | {"max_tokens": 0}, "/v1/completions")
+
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "max_tokens")
 
 
 def test_more_choices_than_the_server_holds_are_a_400(http: httpx.Client) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from live_server import NAME
@@ -58,7 +59,9 @@ def test_a_stream_tells_its_usage_last_if_asked(client: openai.OpenAI) -> None:
 
     assert all(chunk.usage is None and "usage" in chunk.model_fields_set for chunk in chunks)
     assert last.choices == []
-    assert last.usage == whole.usage
+    assert last.usage is not None
+    assert whole.usage is not None
+    assert last.usage.total_tokens == whole.usage.total_tokens
 
 
 def test_a_completion_continues_the_prompt_as_it_is(client: openai.OpenAI, model: Model) -> None:
@@ -193,7 +196,9 @@ def test_text_parts_and_developer_are_text_and_system(client: openai.OpenAI) -> 
     answers = [client.chat.completions.create(messages=messages, **GREEDY) for messages in (MESSAGES, parts)]
 
     assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
-    assert answers[0].usage == answers[1].usage
+    usages = [answer.usage for answer in answers]
+    assert all(usage is not None for usage in usages)
+    assert usages[0].prompt_tokens == usages[1].prompt_tokens
 
 
 def test_an_answer_can_be_sent_back_as_it_came(client: openai.OpenAI) -> None:
@@ -208,6 +213,61 @@ def test_an_answer_can_be_sent_back_as_it_came(client: openai.OpenAI) -> None:
 def test_the_one_model_is_listed_and_shown(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [NAME]
     assert client.models.retrieve(NAME).object == "model"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_is_the_prompt_with_its_log_probabilities(client: openai.OpenAI, model: Model, stream: bool) -> None:
+    prompt = "The capital of France is"
+    ids = model.tokenizer.encode(prompt)
+    alone = client.completions.create(prompt=prompt, **GREEDY).choices[0].text
+
+    answer: Any = client.completions.create(prompt=prompt, echo=True, logprobs=2, n=2, stream=stream, **GREEDY)
+    choices = [choice for chunk in answer for choice in chunk.choices] if stream else answer.choices
+
+    for index in range(2):
+        parts = [choice for choice in choices if choice.index == index]
+        assert "".join(part.text for part in parts) == prompt + alone
+        told = [part.logprobs for part in parts if part.logprobs]
+        tokens = [token for each in told for token in each.tokens]
+        offsets = [offset for each in told for offset in each.text_offset]
+        values = [value for each in told for value in each.token_logprobs]
+        assert tokens[: len(ids)] == [model.tokenizer.decode([id]) for id in ids]
+        assert [(prompt + alone)[at : at + len(token)] for at, token in zip(offsets, tokens, strict=True)] == tokens
+        assert values[0] is None
+        assert all(value <= 0 for value in values[1:])
+
+
+def test_an_echo_alone_scores_a_prompt(client: openai.OpenAI, model: Model) -> None:
+    prompt = "One, two, three, four"
+    logits = model.logits(model.tokenizer.encode(prompt))
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+    answer = client.completions.create(model=NAME, prompt=prompt, echo=True, logprobs=1, max_tokens=0)
+
+    [choice] = answer.choices
+    assert (choice.text, choice.finish_reason) == (prompt, "length")
+    assert choice.logprobs is not None
+    ids = model.tokenizer.encode(prompt)
+    found = (choice.logprobs.token_logprobs or [])[1:]
+    np.testing.assert_allclose(found, [expected[i, id] for i, id in enumerate(ids[1:])], atol=0.02)
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(ids), 0)
+
+
+def test_usage_tells_what_was_in_memory_already(client: openai.OpenAI) -> None:
+    prompt = "A long beginning that two requests share, " * 30
+
+    cached = []
+    for end in ("one.", "two."):
+        usage = client.completions.create(prompt=prompt + end, **GREEDY).usage
+        assert usage is not None
+        assert usage.prompt_tokens_details is not None
+        assert usage.completion_tokens_details is not None
+        assert usage.completion_tokens_details.reasoning_tokens == 0
+        cached.append(usage.prompt_tokens_details.cached_tokens)
+
+    assert cached[0] == 0
+    assert 100 < cached[1] < usage.prompt_tokens
 
 
 async def stream_text(client: openai.AsyncOpenAI, prompt: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -10,14 +12,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aicc.runtime.errors import AiccError
+from aicc.runtime.generator import Model
 from aicc.runtime.server.answering import answer
 from aicc.runtime.server.bodies import BodyReader
 from aicc.runtime.server.errors import from_foreseen, invalid
 from aicc.runtime.server.generation import Generation
-from aicc.runtime.server.openai.answers import ChatForm
+from aicc.runtime.server.openai.chat_form import ChatForm
+from aicc.runtime.server.openai.chat_schema import ChatRequest
 from aicc.runtime.server.openai.sampling import UNBOUNDED, check_stream_options, includes_usage, sampling_params
-from aicc.runtime.server.openai.schema import ChatRequest
+from aicc.runtime.server.openai.tools import constraint_of, functions_of, messages_of
 from aicc.runtime.server.registry import Registry
+from aicc.runtime.tools.formats import Function, ToolFormat, template_input, tool_format
+from aicc.runtime.tools.parser import ToolCallParser
 
 
 def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
@@ -30,19 +36,39 @@ def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
         model = registry.decoder(asked.model)
         _check(asked)
 
+        functions = functions_of(asked)
+        messages = messages_of(asked.messages)
+
         def prepare(generation: Generation) -> ChatForm:
-            try:
-                ids = generation.model.chat_ids(_messages(asked))
-            except AiccError as error:
-                raise from_foreseen(error, "messages") from error
+            form, ids = conversation(generation.model, messages, functions)
+            marker = generation.model.tokenizer.special_tokens.get(form.marker)
             limit = asked.max_completion_tokens or asked.max_tokens or UNBOUNDED
             logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-            generation.prepare([ids], sampling_params(asked, limit, logprobs), "messages")
-            return ChatForm(generation.model, model.name, model.fingerprint, includes_usage(asked))
+            constraint = constraint_of(asked, generation.model, form, functions, marker)
+            generation.prepare([ids], sampling_params(asked, limit, logprobs), "messages", constraint)
+            names = [function.name for function in functions]
+            parser = partial(ToolCallParser, form, names, marker) if functions else None
+            return ChatForm(generation.model, model.name, model.fingerprint, includes_usage(asked), parser)
 
         return await answer(request, model, asked.n or 1, prepare, bool(asked.stream))
 
     return [Route("/v1/chat/completions", chat, methods=["POST"])]
+
+
+def conversation(
+    model: Model, messages: list[dict[str, Any]], functions: Sequence[Function]
+) -> tuple[ToolFormat, list[int]]:
+    """How the model writes calls, and the tokens of a conversation.
+
+    Raises:
+        ApiError: The chat template refuses it, or there is none.
+    """
+    try:
+        form = tool_format(model.chat_template.source)
+        shown, definitions = template_input(form, messages, functions)
+        return form, model.chat_ids(shown, tools=definitions)
+    except AiccError as error:
+        raise from_foreseen(error, "messages") from error
 
 
 def _check(asked: ChatRequest) -> None:
@@ -56,9 +82,3 @@ def _check(asked: ChatRequest) -> None:
         raise invalid("'max_tokens' and 'max_completion_tokens' differ. Give one of them.", "max_tokens")
     if asked.top_logprobs is not None and not asked.logprobs:
         raise invalid("'top_logprobs' is only allowed with 'logprobs'.", "top_logprobs")
-
-
-def _messages(asked: ChatRequest) -> list[dict[str, Any]]:
-    """The conversation as chat templates know it: ``developer`` is the API's newer name of ``system``."""
-    roles = {"developer": "system"}
-    return [{"role": roles.get(m.role, m.role), "content": m.text} for m in asked.messages]

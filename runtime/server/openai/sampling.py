@@ -9,13 +9,16 @@ from aicc.runtime.server.openai.schema import SamplingRequest
 UNBOUNDED = 2**31 - 1  # tokens; the context ends a generation that names no limit
 
 
-def sampling_params(asked: SamplingRequest, max_tokens: int, logprobs: int | None) -> list[SamplingParams]:
+def sampling_params(
+    asked: SamplingRequest, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None = None
+) -> list[SamplingParams]:
     """Sampling of each choice; what is left out has the API's default, not the library's.
 
     Args:
         asked: The request.
         max_tokens: Most tokens of a choice.
         logprobs: How many of the likeliest tokens to tell with each, or None.
+        prompt_logprobs: The same for the prompt's tokens.
     """
     return [
         SamplingParams(
@@ -32,6 +35,7 @@ def sampling_params(asked: SamplingRequest, max_tokens: int, logprobs: int | Non
             logit_bias=asked.logit_bias or {},
             ignore_eos=bool(asked.ignore_eos),
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
         for choice in range(asked.n or 1)
     ]

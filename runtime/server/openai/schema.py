@@ -10,16 +10,12 @@ from __future__ import annotations
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
 from aicc.runtime.server.errors import invalid
-from aicc.runtime.server.generation import FinishReason
 
 MAX_CHOICES = 8
-MAX_PROMPTS = 64
 MAX_STOPS = 4
-MAX_TOP_LOGPROBS = 20
-MAX_COMPLETION_LOGPROBS = 5
 
 Unimplemented: TypeAlias = None
 TokenCount = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -34,37 +30,6 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     include_usage: bool | None = None
     include_obfuscation: Unimplemented = None
-
-
-class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The form of the answer; text is the only one."""
-
-    type: Literal["text"]
-
-
-class TextPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A piece of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One turn. The null fields are those the official client sends back with an answer."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Meta(min_length=1)]
-    name: Unimplemented = None
-    refusal: Unimplemented = None
-    annotations: Unimplemented = None
-    audio: Unimplemented = None
-    function_call: Unimplemented = None
-    tool_calls: Unimplemented = None
-
-    @property
-    def text(self) -> str:
-        """The content as one string."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class SamplingRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -123,59 +88,6 @@ class SamplingRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
     user: Annotated[str | None, Meta(description="Accepted for the caller's own records; changes nothing.")] = None
 
 
-class ChatRequest(SamplingRequest, frozen=True, kw_only=True):
-    """Body of ``POST /v1/chat/completions``."""
-
-    messages: Annotated[
-        list[ChatMessage],
-        Meta(min_length=1, description="Roles system, developer (as system), user, assistant; strings or text parts."),
-    ]
-    max_completion_tokens: Annotated[TokenCount | None, Meta(description="The newer name of `max_tokens`.")] = None
-    logprobs: Annotated[
-        bool | None, Meta(description="Return the log-probability of each token, before penalties and temperature.")
-    ] = None
-    top_logprobs: Annotated[
-        Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None,
-        Meta(description="Return this many likeliest tokens at each position too; needs `logprobs`."),
-    ] = None
-    response_format: Annotated[ResponseFormat | None, Meta(description='`{"type": "text"}` only.')] = None
-    audio: Unimplemented = None
-    function_call: Unimplemented = None
-    functions: Unimplemented = None
-    metadata: Unimplemented = None
-    modalities: Unimplemented = None
-    moderation: Unimplemented = None
-    parallel_tool_calls: Unimplemented = None
-    prediction: Unimplemented = None
-    prompt_cache_key: Unimplemented = None
-    prompt_cache_options: Unimplemented = None
-    prompt_cache_retention: Unimplemented = None
-    reasoning_effort: Unimplemented = None
-    safety_identifier: Unimplemented = None
-    service_tier: Unimplemented = None
-    store: Unimplemented = None
-    tool_choice: Unimplemented = None
-    tools: Unimplemented = None
-    verbosity: Unimplemented = None
-    web_search_options: Unimplemented = None
-
-
-class CompletionRequest(SamplingRequest, frozen=True, kw_only=True):
-    """Body of ``POST /v1/completions``."""
-
-    prompt: Annotated[
-        str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)],
-        Meta(description=f"A string, a list of token ids, or a list of up to {MAX_PROMPTS} of either."),
-    ]
-    logprobs: Annotated[
-        Annotated[int, Meta(ge=0, le=MAX_COMPLETION_LOGPROBS)] | None,
-        Meta(description="Return the log-probability of each token, and of this many likeliest."),
-    ] = None
-    echo: Annotated[bool | None, Meta(description="`false` only.")] = None
-    best_of: Unimplemented = None
-    suffix: Unimplemented = None
-
-
 def one_or_many(value: str | list[str | int | list[int]], field: str) -> list[str | list[int]]:
     """A field that holds one text or several, as text or as token ids, as a list of texts.
 
@@ -206,120 +118,23 @@ class ModelList(msgspec.Struct, frozen=True):
     object: Literal["list"] = "list"
 
 
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """Tokens of the prompts that were in memory already, and were not computed again."""
+
+    cached_tokens: int
+
+
+class CompletionTokensDetails(msgspec.Struct, frozen=True):
+    """What the generated tokens are; none is of a kind the text does not show."""
+
+    reasoning_tokens: int = 0
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Token counts; a prompt counts once however many choices it has."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-
-
-class TopLogprob(msgspec.Struct, frozen=True):
-    """One of the likeliest tokens at a position. ``bytes`` is null inside a character."""
-
-    token: str
-    logprob: float  # nats
-    bytes: list[int] | None
-
-
-class TokenLogprob(msgspec.Struct, frozen=True):
-    """A generated token, and the likeliest at its position."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(msgspec.Struct, frozen=True):
-    """Log-probabilities of a choice's tokens, in order."""
-
-    content: list[TokenLogprob]
-    refusal: None = None
-
-
-class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """Parallel lists over the tokens; ``text_offset`` is where each begins, in characters."""
-
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
-
-
-class AnswerMessage(msgspec.Struct, frozen=True):
-    """The model's turn."""
-
-    content: str
-    role: Literal["assistant"] = "assistant"
-    refusal: None = None
-
-
-class ChatChoice(msgspec.Struct, frozen=True):
-    """One answer of a chat."""
-
-    index: int
-    message: AnswerMessage
-    finish_reason: FinishReason
-    logprobs: ChatLogprobs | None = None
-
-
-class ChatCompletion(msgspec.Struct, frozen=True):
-    """Answer of ``POST /v1/chat/completions``."""
-
-    id: str
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    system_fingerprint: str
-    object: Literal["chat.completion"] = "chat.completion"
-
-
-class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a streamed event adds to a message."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChunkChoice(msgspec.Struct, frozen=True):
-    """The next piece of one choice."""
-
-    index: int
-    delta: Delta
-    finish_reason: FinishReason | None = None
-    logprobs: ChatLogprobs | None = None
-
-
-class ChatChunk(msgspec.Struct, frozen=True):
-    """One event of a streamed chat. ``usage`` is null in all but the last, if it was asked for."""
-
-    id: str
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    system_fingerprint: str
-    usage: Usage | UnsetType | None = UNSET
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-
-
-class CompletionChoice(msgspec.Struct, frozen=True):
-    """One choice; while streaming, the next piece of it."""
-
-    index: int
-    text: str
-    finish_reason: FinishReason | None = None
-    logprobs: CompletionLogprobs | None = None
-
-
-class Completion(msgspec.Struct, frozen=True):
-    """A completion, or one event of a streamed one."""
-
-    id: str
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    system_fingerprint: str
-    usage: Usage | UnsetType | None = UNSET
-    object: Literal["text_completion"] = "text_completion"
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails = CompletionTokensDetails()
