@@ -141,8 +141,8 @@ def serve(
     """Serve one or more ARTIFACTs over HTTP, as OpenAI's API does.
 
     Requests call a model what its artifact is called, or NAME: `aicc serve chat=smol.aicc
-    minilm-l6.aicc`. It answers /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /metrics,
-    /health/live and /health/ready. After the first SIGTERM or Ctrl-C new requests are answered 503 and
+    minilm-l6.aicc`. It answers /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /v1/models,
+    /metrics, /health/live and /health/ready. After the first SIGTERM or Ctrl-C new requests are answered 503 and
     running ones may finish; the second ends at once.
 
     Every option may also come from the environment as AICC_ and its name (AICC_API_KEY_FILE; lists have

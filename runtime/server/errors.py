@@ -80,17 +80,19 @@ def too_late(seconds: float) -> ApiError:
     return ApiError(504, f"The answer took longer than the {seconds:g} s this server gives one.", "request_timeout")
 
 
-def decode_error(error: Exception) -> ApiError:
+def decode_error(error: Exception, inside: str = "") -> ApiError:
     """What was wrong with a request body, by field where there is one.
 
     Args:
         error: What ``msgspec.json.Decoder.decode`` raised.
+        inside: The field it was raised about, if it was not the whole body.
     """
     if not isinstance(error, msgspec.ValidationError):
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else _sentence(str(error))
         return ApiError(400, f"The body is not valid JSON: {reason}.", "invalid_json")
     found = _WHERE.match(str(error))
     what, path = (found["what"], found["path"] or "") if found else (str(error), "")
+    path = _join(inside, path) if path else inside
     if unknown := _UNKNOWN_FIELD.match(what):
         param = _join(path, unknown["field"][:100])
         return invalid(f"Unknown parameter: '{param}'.", param, "unknown_parameter")

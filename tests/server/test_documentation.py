@@ -10,10 +10,12 @@ import msgspec
 import pytest
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 
 from aicc.runtime.server.openai.chat_schema import ChatRequest
 from aicc.runtime.server.openai.completion_schema import CompletionRequest
 from aicc.runtime.server.openai.embedding_schema import EmbeddingRequest
+from aicc.runtime.server.openai.response_schema import ResponseRequest
 from aicc.runtime.server.recording import AccessLog
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "server.md"
@@ -21,6 +23,7 @@ REQUESTS: dict[str, type[msgspec.Struct]] = {
     "chat": ChatRequest,
     "completions": CompletionRequest,
     "embeddings": EmbeddingRequest,
+    "responses": ResponseRequest,
 }
 
 
@@ -80,6 +83,7 @@ def test_the_document_has_every_field_of_the_access_log() -> None:
         (ChatRequest, chat_create_params.CompletionCreateParamsBase),
         (CompletionRequest, completion_create_params.CompletionCreateParamsBase),
         (EmbeddingRequest, embedding_create_params.EmbeddingCreateParams),
+        (ResponseRequest, response_create_params.ResponseCreateParamsBase),
     ],
 )
 def test_every_parameter_of_the_official_client_is_known(request_type: type[msgspec.Struct], parameters: Any) -> None:

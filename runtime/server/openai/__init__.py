@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from aicc.runtime.server.bodies import BodyReader
-from aicc.runtime.server.openai import chat, completions, embeddings, models
+from aicc.runtime.server.openai import chat, completions, embeddings, models, responses
 from aicc.runtime.server.registry import Registry
 
 
@@ -16,4 +16,5 @@ def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
         *chat.routes(registry, bodies),
         *completions.routes(registry, bodies),
         *embeddings.routes(registry, bodies),
+        *responses.routes(registry, bodies),
     ]
