@@ -151,6 +151,45 @@ def test_a_server_with_enough_to_do_says_when_to_come_back(device_url: str) -> N
         assert len(client.completions.create(**SHORT, n=2).choices) == 2
 
 
+def test_the_official_client_comes_back_when_it_is_told_to(device_url: str) -> None:
+    refusals = 0
+    with ExitStack() as busy:
+        busy.enter_context(streaming(device_url, ENDLESS | {"n": 2}))
+
+        def make_room(answer: httpx.Response) -> None:
+            nonlocal refusals
+            if answer.status_code == 429:
+                refusals += 1
+                busy.close()
+                wait_idle(device_url)
+
+        http = httpx.Client(event_hooks={"response": [make_room]})
+        with openai.OpenAI(base_url=f"{device_url}/v1", api_key="none", max_retries=1, http_client=http) as client:
+            answer = client.completions.create(**SHORT)
+
+    assert refusals == 1
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_closing_a_stream_of_the_official_client_ends_it(url: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        stream = client.completions.create(model=NAME, prompt="Once", stream=True, extra_body=ENDLESS)
+        next(stream)
+        stream.close()
+
+        wait_idle(url)
+
+
+def test_a_client_that_waits_no_longer_ends_what_it_asked_for(url: str) -> None:
+    with (
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=0.3) as client,
+        pytest.raises(openai.APITimeoutError),
+    ):
+        client.completions.create(model=NAME, prompt="Once", extra_body=ENDLESS)
+
+    wait_idle(url)
+
+
 def test_prompts_that_are_still_being_tokenised_count_and_end_when_who_sent_them_leaves(
     device: Device, demo_artifact: Artifact
 ) -> None:
