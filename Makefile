@@ -10,7 +10,7 @@ ARTIFACT := build/smollm2-135m.aicc
 TARGET ?= $(if $(filter x86_64,$(shell uname -m)),cpu,openvino:cpu)
 PROMPT ?= What is the capital of France?
 
-.PHONY: demo help emulators test test-full test-native soak bench docs lint clean
+.PHONY: demo help emulators browser test test-full test-native soak bench docs lint clean
 
 demo: $(ARTIFACT)  ## Compile a real language model and ask it something.
 	$(AICC) inspect $(ARTIFACT)
@@ -22,10 +22,10 @@ help:  ## What there is to make.
 $(ARTIFACT): $(VENV)/.compile
 	$(AICC) compile smollm2-135m --target $(TARGET) -o $@
 
-test: $(VENV)/.test emulators lint  ## Everything CI checks; set-up included.
+test: $(VENV)/.test emulators browser lint  ## Everything CI checks; set-up included.
 	$(BIN)/pytest -n 2 --dist loadfile
 
-test-full: $(VENV)/.test emulators lint  ## The long checks too: other importers' environments, larger models.
+test-full: $(VENV)/.test emulators browser lint  ## The long checks too: other importers' environments, larger models.
 	$(BIN)/pytest -n 2 --dist loadfile -m "full or not full"
 
 # By gcc, since the ziglang wheel has no sanitizer runtime; Python itself is not built for it, so the runtime is preloaded.
@@ -33,12 +33,22 @@ test-native: $(VENV)/.test  ## The C kernels and the C interface under AddressSa
 	AICC_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$(gcc -print-file-name=libasan.so) $(BIN)/pytest tests/native
 
 # Other processors, for the tests: Debian's package, unpacked here. Without it those tests are skipped and say so.
-APT := apt-get -qq -o Dir::State::Lists=$(CURDIR)/build/qemu/lists -o Dir::Cache=$(CURDIR)/build/qemu/cache -o Debug::NoLocking=1
+APT := apt-get -qq -o Dir::State::Lists=$$PWD/lists -o Dir::Cache=$$PWD/cache -o Debug::NoLocking=1
 emulators:
 	@command -v qemu-riscv64 >/dev/null || test -x build/qemu/usr/bin/qemu-riscv64-static || { \
 	  mkdir -p build/qemu/lists/partial build/qemu/cache/archives/partial && cd build/qemu && \
 	  $(APT) update && $(APT) download qemu-user-static && dpkg-deb -x qemu-user-static*.deb . && rm -r lists cache *.deb; \
 	} || echo "No emulators can be fetched: tests of other processors will be skipped."
+
+# A browser for the chat page, with the libraries it needs and this machine lacks; the driver goes last, so it says all is there.
+browser:
+	@command -v chromedriver >/dev/null || test -x build/chromium/usr/bin/chromedriver || { \
+	  mkdir -p build/chromium/lists/partial build/chromium/cache/archives/partial && cd build/chromium && \
+	  $(APT) update && $(APT) --yes --download-only --no-install-recommends install chromium chromium-driver && \
+	  for package in $$(ls cache/archives/*.deb | grep -v driver) cache/archives/chromium-driver_*.deb; do \
+	    dpkg-deb -x $$package . || exit 1; \
+	  done && rm -r lists cache; \
+	} || echo "No browser can be fetched: tests of the chat page will be skipped."
 
 lint: $(VENV)/.test  ## Style, types, and which package may import which.
 	$(BIN)/ruff check .

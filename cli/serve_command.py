@@ -138,7 +138,7 @@ def serve(
     request_seconds: float | None,
     **options: Any,
 ) -> None:
-    """Serve one or more ARTIFACTs over HTTP, as OpenAI's API does.
+    """Serve one or more ARTIFACTs over HTTP, as OpenAI's API does, with a chat page at /.
 
     Requests call a model what its artifact is called, or NAME: `aicc serve chat=smol.aicc
     minilm-l6.aicc`. It answers /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /v1/models,

@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from aicc.runtime.generator import Model
-from aicc.runtime.server import health, openai
+from aicc.runtime.server import chat_page, health, openai
 from aicc.runtime.server.bodies import BodyReader
 from aicc.runtime.server.draining import Drain, Draining
 from aicc.runtime.server.errors import ApiError, on_api_error, on_bug, on_disconnect, on_http_error
@@ -109,6 +109,7 @@ def build_app(
         routes=[
             *health.routes(registry, drain),
             *metrics.routes(),
+            *chat_page.routes(),
             *openai.routes(registry, bodies),
         ],
         middleware=_middleware(front, drain, metrics, limits),
@@ -140,7 +141,7 @@ def _middleware(front: Front, drain: Drain, metrics: Metrics, limits: Limits) ->
             )
         )
     if front.keys is not None:
-        passed.append(Middleware(RequireKey, front.keys, probes))
+        passed.append(Middleware(RequireKey, front.keys, probes | chat_page.PATHS))
     passed.append(Middleware(Draining, drain, probes | {METRICS}))
     return passed
 

@@ -308,7 +308,7 @@ def test_a_wrong_method_is_a_405_naming_the_right_one(http: httpx.Client, method
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/audio/speech", "/v1/chat/completions/x", "/v1/%00", "/../etc/passwd"]
+    "path", ["/page", "/v1", "/v1/audio/speech", "/v1/chat/completions/x", "/v1/%00", "/../etc/passwd"]
 )
 def test_an_unknown_path_is_a_404(http: httpx.Client, path: str) -> None:
     answer = http.get(path)
