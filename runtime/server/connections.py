@@ -40,12 +40,12 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes in; a request that is only begun does not put the time-out off."""
+        """Take bytes in; headers that do not end and what comes after an answer do not put the time-out off."""
         waiting, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
         super().data_received(data)
         if waiting is None:
             return
-        if self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None:
+        if self.timeout_keep_alive_task is None and (self.cycle is None or self.cycle.response_complete):
             self.timeout_keep_alive_task = waiting
         else:
             waiting.cancel()

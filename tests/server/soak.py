@@ -5,6 +5,7 @@ must be free, and memory must not have grown since the first minute.
 """
 
 import asyncio
+import os
 import random
 import sys
 import time
@@ -58,7 +59,7 @@ async def load(url: str, seconds: float, seed: int) -> int:
 
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 600
-    with ServerProcess(Path("build/smollm2-135m.aicc")) as server:
+    with ServerProcess(Path("build/smollm2-135m.aicc"), access_log=os.devnull) as server:
         server.wait_ready()
         process = psutil.Process(server.process.pid)
         warm = min(WARM_SECONDS, seconds / 3)

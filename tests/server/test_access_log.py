@@ -106,6 +106,12 @@ def test_the_callers_id_is_taken(log: Log, given_id: str) -> None:
     assert line["request_id"] == given_id
 
 
+def test_a_proxy_on_this_machine_may_say_who_asks(log: Log) -> None:
+    line = log.one(lambda: httpx.get(f"{log.url}/v1/models", headers={"x-forwarded-for": "203.0.113.7"}))
+
+    assert line["client"] == "203.0.113.7"
+
+
 HOSTILE = st.binary(min_size=1, max_size=300).filter(lambda b: not set(b) & set(b"\r\n\0") and b.strip(b" \t") == b)
 
 

@@ -69,9 +69,17 @@ def test_a_connection_that_asks_nothing_is_closed(impatient: str, sent: bytes) -
         assert read_all(connection) == b""
 
 
-def test_headers_that_trickle_do_not_put_the_end_off(impatient: str) -> None:
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"GET /health/live HTTP/1.1\r\nX-Slow: ",
+        b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n",  # answered, and goes on
+    ],
+    ids=["headers", "a body after its answer"],
+)
+def test_what_trickles_does_not_put_the_end_off(impatient: str, begun: bytes) -> None:
     with peer(impatient) as connection:
-        connection.sendall(b"GET /health/live HTTP/1.1\r\nX-Slow: ")
+        connection.sendall(begun)
         connection.settimeout(0.01)
         for _ in range(1000):  # far longer than the server waits
             try:

@@ -58,8 +58,10 @@ class Device:
         self.running = threading.Event()
         self.running.set()
         self.halted = threading.Event()
+        self.steps = 0
 
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
+        self.steps += 1
         if not self.running.is_set():
             self.halted.set()
             assert self.running.wait(DEADLINE)
@@ -135,6 +137,20 @@ def test_who_leaves_before_the_first_step_never_runs(device: Device, device_url:
     device.running.set()
 
     wait_idle(device_url)
+
+
+def test_who_leaves_costs_no_step_after_the_one_that_runs(device: Device, device_url: str) -> None:
+    with streaming(device_url, ENDLESS):
+        device.running.clear()
+        assert device.halted.wait(DEADLINE)
+        steps = device.steps
+        counted = 'outcome="cancelled"'
+        assert counted not in httpx.get(f"{device_url}/metrics").text
+    wait_until(lambda: counted in httpx.get(f"{device_url}/metrics").text, "noticing")
+    device.running.set()
+    wait_idle(device_url)
+
+    assert device.steps == steps
 
 
 def test_a_server_with_enough_to_do_says_when_to_come_back(device_url: str) -> None:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,26 @@ def test_a_generation_longer_than_the_limit_ends_with_an_error(demo_artifact: Ar
 
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "model_unavailable"
         assert server.end() == 0
+
+
+def test_a_signal_under_load_loses_no_answer_that_was_begun(demo_artifact: Artifact) -> None:
+    asked = LONG | {"max_tokens": 60, "stream_options": {"include_usage": True}}
+    with ServerProcess(demo_artifact.path) as server, ThreadPoolExecutor(16) as callers:
+        server.wait_ready()
+
+        def ask(number: int) -> httpx.Response:
+            whole = {"stream": False, "stream_options": None}
+            body = asked if number % 2 else asked | whole
+            return httpx.post(f"{server.url}/v1/completions", json=body, timeout=DEADLINE)
+
+        answers = [callers.submit(ask, number) for number in range(16)]
+        wait_until(lambda: health(server.url)["sequences"] == 16, "load")
+        os.kill(server.process.pid, signal.SIGTERM)
+        texts = [answer.result().text for answer in answers]
+
+        assert all('"completion_tokens":60' in text for text in texts)
+        assert server.end() == 0
+        assert not server.said("Traceback")
 
 
 def test_while_it_drains_it_is_not_ready_and_sends_new_requests_elsewhere(demo_artifact: Artifact) -> None:
