@@ -61,13 +61,13 @@ def test_every_kind_of_option_can_stand_in_a_file(folder: Path, served: dict[str
     (folder / "xdg" / "aicc" / "config.toml").write_text(
         '[serve]\nhost = "::1"\ninsecure = true\nkv-tokens = 64\nidle-seconds = 5\nrequest-seconds = 2.5\n'
         'cors-origin = ["http://a", "http://b"]\napi-key-file = "keys"\ntls-key = "/etc/key"\nmax-sequences = 3\n'
+        "max-body-bytes = 9\nbody-seconds = 4\n"
     )
     done = CliRunner().invoke(cli, ["serve", "a.aicc"], catch_exceptions=False)
 
     assert done.exit_code == 0
     limits = served.pop("limits")
-    assert isinstance(limits, server.Limits)
-    assert (limits.sequences, limits.request_seconds) == (3, 2.5)
+    assert limits == server.Limits(sequences=3, body_bytes=9, body_seconds=4, request_seconds=2.5)
     assert served["host"] == "::1"
     assert served["insecure"] is True
     assert served["kv_tokens"] == 64

@@ -338,12 +338,16 @@ def test_while_it_loads_a_server_lives_and_is_not_ready(loading: tuple[str, thre
 
     assert httpx.get(f"{url}/health/live").status_code == 200
     assert httpx.get(f"{url}/health/ready").status_code == 503
+    progress = health(url)["loading"]
+    assert (progress["phase"], progress["number"], progress["phases"]) == ("model", 1, 2)
+    assert 0 <= progress["seconds"] < health(url)["loading"]["seconds"] + 0.001
     assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == NAME
     assert (early.status_code, early.json()["error"]["code"]) == (503, "model_loading")
     assert "retry-after" in early.headers
 
     loaded.set()
     wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200, "loading")
+    assert health(url)["loading"] is None
     assert httpx.post(f"{url}/v1/completions", json=SHORT, timeout=DEADLINE).status_code == 200
 
 
