@@ -11,7 +11,7 @@ import click
 
 from aicc.cli.configuration import ConfiguredCommand
 from aicc.cli.output import note
-from aicc.cli.run_commands import kv_option, runtime_options
+from aicc.cli.run_commands import kv_option, runtime_options, speculate_option
 
 _FILE = click.Path(path_type=Path)
 
@@ -128,6 +128,14 @@ def _all(options: list[Callable[..., Any]], command: Callable[..., Any]) -> Call
 @access_options
 @limit_options
 @kv_option
+@click.option("--no-prefix-cache", is_flag=True, help="Compute every prompt from its start.")
+@speculate_option
+@click.option(
+    "--reproducible",
+    is_flag=True,
+    help="The same seed gives the same answer whatever else is asked, on chips too that round differently "
+    "in a batch. Slower: one sequence at a time, every prompt from its start.",
+)
 @runtime_options
 def serve(
     artifacts: tuple[str, ...],
@@ -136,6 +144,7 @@ def serve(
     max_body_bytes: int | None,
     body_seconds: float,
     request_seconds: float | None,
+    no_prefix_cache: bool,
     **options: Any,
 ) -> None:
     """Serve one or more ARTIFACTs over HTTP, as OpenAI's API does, with a chat page at /.
@@ -157,6 +166,7 @@ def serve(
         [_named(artifact) for artifact in artifacts],
         cors_origins=cors_origin,
         limits=Limits(max_sequences, max_body_bytes, body_seconds, request_seconds),
+        prefix_cache=not no_prefix_cache,
         announce=note,
         **options,
     )

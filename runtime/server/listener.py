@@ -19,6 +19,7 @@ import uvicorn
 from aicc.runtime import load
 from aicc.runtime.artifact import Artifact
 from aicc.runtime.errors import UsageError
+from aicc.runtime.scheduler import EngineOptions
 from aicc.runtime.server.app import Front, Limits, build_app
 from aicc.runtime.server.connections import Connection, is_loopback, listen, tls_context
 from aicc.runtime.server.draining import Drain
@@ -27,6 +28,7 @@ from aicc.runtime.server.keys import ApiKeys
 from aicc.runtime.server.model_thread import ModelThread
 from aicc.runtime.server.recording import AccessLog
 from aicc.runtime.server.registry import Decoder, Registry, Tensors, served
+from aicc.runtime.speculation import SpeculationOptions
 
 _FLUSH_SECONDS = 5  # for the last words of answers that are cut off
 
@@ -39,6 +41,9 @@ def serve(
     device: str | None = None,
     threads: int | None = None,
     kv_tokens: int | None = None,
+    prefix_cache: bool = True,
+    speculate: bool = False,
+    reproducible: bool = False,
     api_key_file: str | os.PathLike[str] | None = None,
     insecure: bool = False,
     cors_origins: Sequence[str] = (),
@@ -65,6 +70,9 @@ def serve(
         device: As :func:`aicc.runtime.load`, and so are ``threads`` and ``kv_tokens``; for every artifact.
         threads: Threads to compute with.
         kv_tokens: Tokens the KV cache holds over all sequences.
+        prefix_cache: As :func:`aicc.runtime.load`, and so is ``reproducible``.
+        speculate: Guess tokens and compute several in a step.
+        reproducible: The same seed gives the same answer, whatever else is asked.
         api_key_file: Keys, one a line, of which every request but those to the health endpoints and for the
             chat page's files must bring one; then any name may stand in Host headers.
         insecure: Without keys, listen on an address that other machines can reach, and answer to any name in
@@ -86,6 +94,8 @@ def serve(
         AiccError: A model cannot be loaded.
     """
     limits = limits or Limits()
+    speculation = SpeculationOptions() if speculate else None
+    EngineOptions(prefix_cache, speculation, reproducible)  # refuses what excludes each other
     keys = None if api_key_file is None else ApiKeys.read(api_key_file)
     tls = tls_context(tls_certificate, tls_key)
     _check_exposure(host, keys, insecure)
@@ -105,7 +115,7 @@ def serve(
     def model_of(name: str | None, path: str | os.PathLike[str]) -> Decoder | Tensors:
         manifest = Artifact.open(path).manifest
         name = name or manifest.name
-        loaded = partial(load, path, device, threads, kv_tokens)
+        loaded = partial(load, path, device, threads, kv_tokens, prefix_cache, speculation, reproducible)
         return served(name, manifest, loaded, limits.sequences, partial(changed, name))
 
     registry = Registry([model_of(name, path) for name, path in artifacts])

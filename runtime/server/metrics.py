@@ -142,6 +142,8 @@ class _Now(Collector):
         preemptions = CounterMetricFamily(
             "aicc_preemptions", "Times a sequence lost its pages to an older one.", labels=["model"]
         )
+        drafted = CounterMetricFamily("aicc_drafted_tokens", "Tokens that were guessed.", labels=["model"])
+        accepted = CounterMetricFamily("aicc_accepted_tokens", "Guesses that were right.", labels=["model"])
         runs = InfoMetricFamily("aicc_model", "Which device runs which model, and what it was compiled for.")
         for served in self._models:
             ready.add_metric([served.name], served.thread.state == "ready")
@@ -155,9 +157,11 @@ class _Now(Collector):
                 hits.add_metric([served.name], counters.cached_tokens)
                 misses.add_metric([served.name], counters.prompt_tokens - counters.cached_tokens)
                 preemptions.add_metric([served.name], counters.preemptions)
+                drafted.add_metric([served.name], counters.drafted_tokens)
+                accepted.add_metric([served.name], counters.accepted_tokens)
             if model is not None:
                 runs.add_metric([], _info(served))
-        return iter((ready, open_, pages, free, prompts, hits, misses, preemptions, runs))
+        return iter((ready, open_, pages, free, prompts, hits, misses, preemptions, drafted, accepted, runs))
 
 
 def _info(served: Served[Any]) -> dict[str, str]:

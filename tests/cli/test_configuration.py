@@ -168,6 +168,7 @@ def test_other_commands_do_not_look_at_the_files(folder: Path, aicc: Run) -> Non
         (["--cors-origin", "*"], "'*'"),
         (["--host", "0.0.0.0"], "--api-key-file"),
         (["--access-log", "no/folder/log"], "no/folder/log"),
+        (["--reproducible", "--speculate"], "exclude each other"),
         (["--request-seconds", "inf"], "--request-seconds"),
         (["--request-seconds", "0"], "--request-seconds"),
         (["--max-sequences", "0"], "--max-sequences"),

@@ -11,7 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from aicc.runtime.artifact import Artifact
 from aicc.runtime.generator import Model
 from aicc.runtime.provider import DecoderExecutable
+from aicc.runtime.scheduler import EngineOptions
 from aicc.runtime.server import Limits, create_app
+from aicc.runtime.speculation import SpeculationOptions
 
 ASKED: dict[str, Any] = {"model": NAME, "prompt": "One, two,", "max_tokens": 5, "ignore_eos": True}
 ENDLESS: dict[str, Any] = ASKED | {"max_tokens": 8000, "stream": True}
@@ -89,6 +91,18 @@ def test_requests_are_counted_by_how_they_went(url: str) -> None:
 
 def rejected(url: str) -> float:
     return counted(url, "rejected")
+
+
+def test_guesses_are_counted(executable: DecoderExecutable, demo_artifact: Artifact) -> None:
+    model = Model(executable, demo_artifact, options=EngineOptions(speculation=SpeculationOptions()))
+    asked = ASKED | {"prompt": "one two three " * 8, "max_tokens": 24, "temperature": 0}
+    with listening(create_app({NAME: model})) as url:
+        answer = httpx.post(f"{url}/v1/completions", json=asked, timeout=DEADLINE)
+        wait_idle(url)
+        drafted, accepted = (figure(url, f"aicc_{kind}_tokens_total") for kind in ("drafted", "accepted"))
+
+        assert 0 < accepted <= drafted
+        assert figure(url, "aicc_completion_tokens_total") == answer.json()["usage"]["completion_tokens"] == 24
 
 
 def test_names_that_callers_make_up_are_no_labels(url: str) -> None:
