@@ -25,7 +25,7 @@ def calls_grammar(
         most: Most calls.
         marker_token: The token the form's marker is, if it is a special one.
     """
-    rules = _calls(form, functions, most, marker_token, [function.schema for function in functions])
+    rules = _calls(form, functions, most, marker_token, [_closed(function.schema) for function in functions])
     return "\n".join([f"start: {_text(form.marker, marker_token)} calls", *rules])
 
 
@@ -45,7 +45,7 @@ def optional_calls_grammar(
         marker_token: The token the form's marker is, if it is a special one.
         answer: JSON schema of an answer without calls; None is any text.
     """
-    schemas = [function.schema if function.strict else _ANY_OBJECT for function in functions]
+    schemas = [_closed(function.schema) if function.strict else _ANY_OBJECT for function in functions]
     rules = _calls(form, functions, most, marker_token, schemas)
     if answer is not None:
         start = f"start: {_text(form.marker, marker_token)} calls | answer"
@@ -79,6 +79,12 @@ def _calls(
         rules.append(f"call_{i}: {_quoted(head)} arguments_{i} {_quoted('}' + form.closing)}")
         rules.append(f"arguments_{i}: {_json(schema)}")
     return rules
+
+
+def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema without arguments it does not name, unless it speaks of them: no function takes those."""
+    speaks = schema.keys() & {"additionalProperties", "patternProperties", "unevaluatedProperties", "$ref"}
+    return schema if speaks or "properties" not in schema else {**schema, "additionalProperties": False}
 
 
 def _json(schema: Mapping[str, Any]) -> str:

@@ -196,6 +196,16 @@ def test_a_grammar_of_optional_calls_may_demand_a_schema_of_what_is_no_call(
     assert not follows(grammars, tokenizer, grammar, "Hello")
 
 
+def test_arguments_a_schema_does_not_name_are_not_made_up(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    silent, open_ = (
+        {"properties": {"city": {"type": "string"}}} | more for more in ({}, {"additionalProperties": True})
+    )
+    made_up = written(HERMES, [("weather", {"town": "Paris"})])
+
+    assert not follows(grammars, tokenizer, calls_grammar(HERMES, [Function("weather", None, silent)]), made_up)
+    assert follows(grammars, tokenizer, calls_grammar(HERMES, [Function("weather", None, open_)]), made_up)
+
+
 TEMPLATES = {
     "hermes": "{% if tools %}<tool_call>{{ tool_call.arguments | tojson }}</tool_call>{% endif %}",
     "mistral": '{% if tools %}{{ "[TOOL_CALLS] [" }}{% endif %}',

@@ -1,0 +1,77 @@
+"""LangChain's integration tests of chat models, against a live server; in an environment of their own."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from live_server import listening
+
+from aicc.runtime import load
+from aicc.runtime.artifact import Artifact
+from aicc.runtime.server import create_app
+
+_SOURCE = Path(__file__).parent / "langchain"
+_BUILT = Path(__file__).parents[2] / "build" / "langchain"
+
+# What a model of 135 million parameters does not do when nothing makes it.
+MISSES = {
+    "test_agent_loop[model0]": "it answers by itself instead of calling the function it may call",
+    "test_agent_loop[model1]": "the same",
+    "test_tool_calling_with_no_arguments": "made to call a function, it calls it twice in one answer",
+    "test_json_mode": "its JSON does not have the keys that the question asks for; json_object promises JSON alone",
+}
+# Images, PDFs, audio and Anthropic's messages, which models of text do not take, and recorded timings.
+NOT_APPLICABLE = 7
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    """An interpreter that has LangChain, made once for each list of versions."""
+    requirements = _SOURCE / "requirements.txt"
+    folder = _BUILT / hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
+        (folder / "complete").touch()
+    return python
+
+
+@pytest.fixture(scope="module")
+def url(cpu_artifact: Artifact) -> Iterator[str]:
+    """One model by two names."""
+    with (
+        load(cpu_artifact.path) as one,
+        load(cpu_artifact.path) as other,
+        listening(create_app({"smollm2": one, "other": other})) as url,
+    ):
+        yield url
+
+
+@pytest.mark.full
+def test_langchain_finds_a_chat_model(python: Path, url: str, tmp_path: Path) -> None:
+    shutil.copy(_SOURCE / "chat_model.py", tmp_path / "test_chat_model.py")
+    environment = os.environ | {
+        "AICC_TEST_SERVER": f"{url}/v1",
+        "AICC_TEST_MODEL": "smollm2",
+        "AICC_TEST_OTHER_MODEL": "other",
+    }
+    loops = [f"asyncio_default_{what}_loop_scope=session" for what in ("test", "fixture")]
+    options = [word for option in ("asyncio_mode=auto", *loops) for word in ("-o", option)]
+    command = [python, "-m", "pytest", "-q", "--junitxml=report.xml", *options, "test_chat_model.py"]
+
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+
+    cases = list(ElementTree.parse(tmp_path / "report.xml").iter("testcase"))
+    failed = {str(case.get("name")) for case in cases if any(part.tag in ("failure", "error") for part in case)}
+    skipped = [case for case in cases if any(part.tag == "skipped" for part in case)]
+    assert failed <= MISSES.keys()
+    assert len(skipped) <= NOT_APPLICABLE
+    assert len(cases) >= 50
