@@ -165,7 +165,7 @@ def test_a_log_that_was_moved_away_is_opened_again(
         wait_until(log.path.exists, "opening the log again")
         wait_until(log.lines, "logging")
 
-    assert len((tmp_path / "log.1").read_text().splitlines()) == 1
+    assert (tmp_path / "log.1").read_text().count('"/v1/models"') == 1  # probes while it loaded may be there too
 
 
 def test_a_full_disk_ends_no_request(executable: DecoderExecutable, demo_artifact: Artifact) -> None:
