@@ -60,14 +60,19 @@ lint: $(VENV)/.test  ## Style, types, and which package may import which.
 soak: $(VENV)/.test  ## Ten minutes of a loaded server, watching memory and pages.
 	$(BIN)/python -m tests.server.soak
 
-# `exact` keeps the published 4-bit blocks; `int4` quantises again, as the peers' exporters do.
-bench: $(VENV)/.compile  ## Artifacts beside their peers, one JSON and one picture.
+# `exact` keeps the published 4-bit blocks; `int4` quantises again, as the peers' exporters do; w8 are 8-bit weights.
+BENCHED := exact=build/smollm2-exact.aicc int4=build/smollm2-int4.aicc cpu=build/smollm2-cpu.aicc cpu-int8=build/smollm2-cpu-int8.aicc
+BENCHED_W8 := cpu=build/smollm2-cpu-w8.aicc cpu-int8=build/smollm2-cpu-int8-w8.aicc
+bench: $(VENV)/.compile  ## Artifacts beside their peers, at 4 and at 8 bits, and under conditions.
 	$(AICC) compile smollm2-135m --target openvino:cpu -o build/smollm2-exact.aicc
 	$(AICC) compile smollm2-135m --target openvino:cpu --quant int4 --group-size 32 -o build/smollm2-int4.aicc
 	$(AICC) compile smollm2-135m --target cpu -o build/smollm2-cpu.aicc
 	$(AICC) compile smollm2-135m --target cpu --activations int8 -o build/smollm2-cpu-int8.aicc
-	$(BIN)/python benchmarks/decoder.py --rounds 9 --artifact exact=build/smollm2-exact.aicc --artifact int4=build/smollm2-int4.aicc --artifact cpu=build/smollm2-cpu.aicc --artifact cpu-int8=build/smollm2-cpu-int8.aicc
-	$(BIN)/python benchmarks/conditions.py --artifact exact=build/smollm2-exact.aicc --artifact cpu=build/smollm2-cpu.aicc
+	$(AICC) compile smollm2-135m --target cpu --quant int8 --group-size 32 -o build/smollm2-cpu-w8.aicc
+	$(AICC) compile smollm2-135m --target cpu --quant int8 --group-size 32 --activations int8 -o build/smollm2-cpu-int8-w8.aicc
+	$(BIN)/python benchmarks/decoder.py --rounds 9 $(BENCHED:%=--artifact %)
+	$(BIN)/python benchmarks/decoder.py --rounds 5 --bits 8 $(BENCHED_W8:%=--artifact %)
+	$(BIN)/python benchmarks/conditions.py $(BENCHED:%=--artifact %)
 
 docs: $(VENV)/.test  ## Regenerate what is generated.
 	$(BIN)/python docs/generate.py

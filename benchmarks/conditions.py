@@ -2,6 +2,9 @@
 
 - *start*: seconds from starting the process to the first token of a short prompt, interpreter, imports and
   loading included, files in the page cache.
+- *memory*: the most that the process of *start* ever has resident (``VmHWM``) when, after that short prompt, another
+  fills a KV cache with no room to spare; and what of it is neither weights nor KV: ``VmHWM`` less all bytes of
+  the weights less those of the keys and values of that many tokens (for peers counted in float16).
 - *busy*: decode while another process keeps one processor for itself, as a fraction of decode without it.
 - *together*: decode of eight sequences at once, all their tokens counted, as a multiple of one sequence's (aicc only).
 
@@ -17,37 +20,31 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 
-from decoder import (
-    MODEL,
-    RESULTS,
-    Engine,
-    default_engines,
-    facts,
-    held_out_prompts,
-    machine_name,
-    parse_artifacts,
-    worker,
-)
-
-from aicc.compiler.models import pull
-from aicc.runtime import machine
+from decoder import RESULTS, Engine, add_engine_options, chosen_engines, facts, held_out_prompts, result_name, worker
 
 _START_TOKENS = 32
 _PROMPT_TOKENS, _DECODE_TOKENS = 128, 96
+_MEMORY_TOKENS = _PROMPT_TOKENS + _DECODE_TOKENS
 _TOGETHER = 8
 
 
-def seconds_to_first_token(engine: Engine, threads: int, ids: list[int]) -> float:
-    """From starting the process to its first token."""
+def start(engine: Engine, threads: int, prompts: Iterator[list[int]]) -> dict[str, float]:
+    """Seconds from starting the process to its first token, and the memory of that process after a longer prompt."""
+    load = {"model": str(engine.model), "threads": threads, "options": engine.options | {"context": _MEMORY_TOKENS}}
     started = time.perf_counter()
     with worker(engine) as ask:
-        ask({"load": {"model": str(engine.model), "threads": threads, "options": engine.options}})
-        ask({"generate": {"ids": ids, "tokens": 1}})
-        return time.perf_counter() - started
+        ask({"load": load})
+        ask({"generate": {"ids": next(prompts)[:_START_TOKENS], "tokens": 1}})
+        seconds = time.perf_counter() - started
+        memory = ask({"generate": {"ids": next(prompts), "tokens": _DECODE_TOKENS}})["memory"]
+    over = memory["VmHWM"] - engine.stored_bytes - _MEMORY_TOKENS * engine.kv_bytes
+    sizes = {f"memory_{name}_bytes": size for name, size in memory.items()}
+    return {"start_s": seconds, **sizes, "memory_over_weights_and_kv_bytes": over}
 
 
 @contextmanager
@@ -67,7 +64,7 @@ def busy_processor() -> Iterator[None]:
 
 def measure(engine: Engine, threads: int, prompts: Iterator[list[int]]) -> dict[str, float]:
     """One round of one engine."""
-    found = {"start_s": seconds_to_first_token(engine, threads, next(prompts)[:_START_TOKENS])}
+    found = start(engine, threads, prompts)
     with worker(engine) as ask:
         ask({"load": {"model": str(engine.model), "threads": threads, "options": engine.options}})
 
@@ -89,12 +86,14 @@ def measure(engine: Engine, threads: int, prompts: Iterator[list[int]]) -> dict[
     return found
 
 
-_COLUMNS = (
-    ("start to first token, s", "start_s", "{:.2f}"),
-    ("decode, tokens/s", "decode_tokens_per_s", "{:.0f}"),
-    ("with a processor busy", "busy_fraction", "{:.0%}"),
-    (f"{_TOGETHER} together, tokens/s", "together_tokens_per_s", "{:.0f}"),
-    ("of one", "together_multiple", "{:.1f}×"),
+_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("start to first token, s", "start_s", lambda v: f"{v:.2f}"),
+    ("peak memory, MB", "memory_VmHWM_bytes", lambda v: f"{v / 1e6:.0f}"),
+    ("over weights and KV, MB", "memory_over_weights_and_kv_bytes", lambda v: f"{v / 1e6:.0f}"),
+    ("decode, tokens/s", "decode_tokens_per_s", lambda v: f"{v:.0f}"),
+    ("with a processor busy", "busy_fraction", lambda v: f"{v:.0%}"),
+    (f"{_TOGETHER} together, tokens/s", "together_tokens_per_s", lambda v: f"{v:.0f}"),
+    ("of one", "together_multiple", lambda v: f"{v:.1f}×"),
 )
 
 
@@ -102,31 +101,26 @@ def table(samples: dict[str, dict[str, list[float]]]) -> str:
     """Medians as Markdown."""
     lines = [["engine", *(heading for heading, _, _ in _COLUMNS)], ["---", *["---:"] * len(_COLUMNS)]]
     for name, found in samples.items():
-        lines.append([name, *(form.format(median(found[key])) if key in found else "" for _, key, form in _COLUMNS)])
+        lines.append([name, *(write(median(found[key])) if key in found else "" for _, key, write in _COLUMNS)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def main() -> None:
     """Measure; print a table and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--artifact", action="append", metavar="NAME=PATH")
-    parser.add_argument("--only", action="append", metavar="TEXT", help="engines whose name contains one of these")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=machine.processor().usable_cores)
+    add_engine_options(parser)
     options = parser.parse_args()
-    artifacts = parse_artifacts(options.artifact)
-    context = _TOGETHER * 2 * (_PROMPT_TOKENS + _DECODE_TOKENS)
-    engines = default_engines(artifacts, pull(MODEL), context)
-    engines = [e for e in engines if any(text in e.name for text in options.only or [""])]
-    prompts = held_out_prompts(next(iter(artifacts.values())), _PROMPT_TOKENS)
+    engines, artifact = chosen_engines(options, context=_TOGETHER * 2 * _MEMORY_TOKENS)
+    prompts = held_out_prompts(artifact, _PROMPT_TOKENS)
     samples: dict[str, dict[str, list[float]]] = {engine.name: defaultdict(list) for engine in engines}
     for number in range(options.rounds):
         for engine in engines:
             print(f"round {number + 1} of {options.rounds}: {engine.name}", file=sys.stderr)
             for key, value in measure(engine, options.threads, prompts).items():
                 samples[engine.name][key].append(value)
-    document = facts() | {"model": MODEL, "threads": options.threads, "rounds": options.rounds, "samples": samples}
-    output = RESULTS / "conditions" / f"{document['date'][:10]}-{machine_name(document)}.json"
+    sizes = {"model": Path(options.model).name, "threads": options.threads, "rounds": options.rounds}
+    document = facts() | sizes | {"samples": samples}
+    output = RESULTS / "conditions" / f"{result_name(document, options.bits)}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(document, indent=1) + "\n")
     print(table(samples))

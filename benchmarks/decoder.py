@@ -37,6 +37,7 @@ from aicc.runtime.limits import read_bandwidth
 WORKERS = Path(__file__).parent / "workers"
 RESULTS = Path(__file__).parent / "results"
 MODEL = "smollm2-135m"
+LLAMA_CPP_FORMATS = {4: ("Q4_0", "Q4_K_M"), 8: ("Q8_0",)}  # by --bits
 METRICS = ("load_s", "first_token_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_rss_bytes")
 
 
@@ -51,6 +52,8 @@ class Engine:
         worker: File under ``workers/``.
         model: What it is given to load.
         weight_bytes: Weights it reads to decode one token.
+        stored_bytes: All its weights.
+        kv_bytes: Keys and values of one token; in float16 where the engine does not say.
         options: For its worker.
         modules: What the worker imports before any clock starts.
     """
@@ -61,6 +64,8 @@ class Engine:
     worker: str
     model: Path
     weight_bytes: int
+    stored_bytes: int
+    kv_bytes: int
     options: dict[str, Any] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
 
@@ -115,22 +120,21 @@ def measure(engine: Engine, threads: int, prompts: Sequence[list[int]], decode_t
         "first_token_s": [loaded["seconds"] + first["first_s"]],
         "prefill_tokens_per_s": [len(prompts[0]) / run["first_s"] for run in runs],
         "decode_tokens_per_s": [decode_tokens / (run["last_s"] - run["first_s"]) for run in runs],
-        "peak_rss_bytes": [answers[-1]["peak_rss_bytes"]],
+        "peak_rss_bytes": [answers[-1]["memory"]["VmHWM"]],
         "engine": [run["engine"] for run in runs],
     }
 
 
 def compare(
-    engines: Sequence[Engine], threads: int, rounds: int, prompt_tokens: int, decode_tokens: int
+    engines: Sequence[Engine], threads: int, rounds: int, texts: Iterator[list[int]], decode_tokens: int
 ) -> dict[str, Any]:
-    """All rounds of all engines.
+    """All rounds of all engines, their prompts taken from ``texts``.
 
     Returns:
         Per engine its samples, with them the read bandwidth over as many bytes as its weights.
     """
     samples: dict[str, dict[str, list[Any]]] = {engine.name: defaultdict(list) for engine in engines}
     versions: dict[str, dict[str, str]] = {}
-    texts = held_out_prompts(engines[0].model, prompt_tokens)
     for number in range(rounds):
         prompts = [next(texts) for _ in range(3)]  # the same for every engine of the round, never seen again
         for engine in engines:
@@ -188,33 +192,75 @@ def report(engines: Sequence[Engine], measured: dict[str, Any], peaks: dict[str,
     return rows
 
 
-def default_engines(artifacts: dict[str, Path], gguf: Path, context: int) -> list[Engine]:
-    """The artifacts, then openvino-genai on both its attention back ends and both its inputs, then llama.cpp."""
+def artifact_engines(artifacts: Sequence[str]) -> list[Engine]:
+    """The artifacts, each given as ``NAME=PATH``."""
     engines = []
-    for name, path in artifacts.items():
-        manifest = Artifact.open(path).manifest
-        weight_bytes = manifest.llm.weight_bytes_per_token if manifest.llm else 0
-        label = f"aicc {name}" if len(artifacts) > 1 else "aicc"
-        python = Path(sys.executable)
+    for name, _, path in (text.partition("=") for text in artifacts):
+        manifest = Artifact.open(Path(path)).manifest
+        assert manifest.llm is not None, f"{path} is no language model"
         modules = ("openvino",) if manifest.variants[0].family == "openvino" else ()
-        aicc = Engine(label, manifest.quantization, python, "run_aicc.py", path, weight_bytes, modules=modules)
-        engines.append(aicc)
+        engines.append(
+            Engine(
+                f"aicc {name}" if len(artifacts) > 1 else "aicc",
+                manifest.quantization,
+                Path(sys.executable),
+                "run_aicc.py",
+                Path(path),
+                manifest.llm.weight_bytes_per_token,
+                manifest.memory.weight_bytes,
+                manifest.memory.kv_bytes_per_token,
+                modules=modules,
+            )
+        )
+    return engines
+
+
+def peer_engines(gguf: Path, bits: int) -> list[Engine]:
+    """openvino-genai on both its attention back ends and from both its sources, and llama.cpp in two builds."""
     python = peers.environment()
-    exported = peers.openvino_export(gguf)
-    exported_bytes = (exported / "openvino_model.bin").stat().st_size
-    gguf_bytes = peers.gguf_sizes(gguf)[0]
-    for model, source, weight_bytes, weights in (
-        (exported, "optimum int4", exported_bytes, f"int4 group {peers.INT4_GROUP}, int8 embeddings (NNCF)"),
-        (gguf, "GGUF", gguf_bytes, "the GGUF's, as its reader converts them"),
-    ):
-        for backend in ("PA", "SDPA"):
-            name = f"openvino-genai {backend}, {source}"
-            options = {"backend": backend}
-            engines.append(Engine(name, weights, python, "run_openvino_genai.py", model, weight_bytes, options))
-    engines.append(Engine("llama.cpp", "the GGUF's", python, "run_llamacpp.py", gguf, gguf_bytes))
+
+    def of_gguf(name: str, worker: str, path: Path, **options: Any) -> Engine:
+        sizes = peers.gguf_sizes(path)
+        return Engine(name, sizes.formats, python, worker, path, sizes.read, sizes.stored, sizes.kv, options)
+
+    exported = peers.openvino_export(gguf, bits)
+    size, kv = (exported / "openvino_model.bin").stat().st_size, peers.gguf_sizes(gguf).kv
+    weights = f"symmetric int4 group {peers.INT4_GROUP}, int8 embeddings (NNCF)" if bits == 4 else "int8 by row (NNCF)"
+    formats = [(name, peers.quantised(gguf, name)) for name in LLAMA_CPP_FORMATS[bits]]
+    genai = "run_openvino_genai.py"
+    engines = []
+    for backend in ("PA", "SDPA"):
+        name, options = f"openvino-genai {backend}, optimum int{bits}", {"backend": backend}
+        engines.append(Engine(name, weights, python, genai, exported, size, size, kv, options))
+    source, path = formats[0]  # it reads no Q5_0, of which Q4_K_M can be made
+    engines += [of_gguf(f"openvino-genai {b}, GGUF {source}", genai, path, backend=b) for b in ("PA", "SDPA")]
+    for build in ("wheel", "native"):
+        engines += [of_gguf(f"llama.cpp {build}, {name}", f"run_llamacpp_{build}.py", path) for name, path in formats]
+    return engines
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """What every comparison asks: which engines, how often, on how many threads."""
+    parser.add_argument(
+        "--artifact", action="append", metavar="NAME=PATH", help="default: demo=build/smollm2-135m.aicc"
+    )
+    parser.add_argument("--model", default=MODEL, help="the GGUF the peers get, by name or path (default: %(default)s)")
+    parser.add_argument("--bits", type=int, choices=LLAMA_CPP_FORMATS, default=4, help="of the peers' weights")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="engines whose name contains one of these")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=machine.processor().usable_cores)
+
+
+def chosen_engines(options: argparse.Namespace, context: int) -> tuple[list[Engine], Path]:
+    """The engines asked for, each with room for ``context`` tokens, and the artifact whose tokenizer makes prompts."""
+    engines = artifact_engines(options.artifact or [f"demo={peers.ROOT / 'build/smollm2-135m.aicc'}"])
+    artifact = engines[0].model
+    only = options.only or [""]
+    if any(not text.startswith("aicc") for text in only):  # else nothing has to be made for the peers
+        engines += peer_engines(resolve(options.model).path, options.bits)
     for engine in engines:
         engine.options["context"] = context
-    return engines
+    return [engine for engine in engines if any(text in engine.name for text in only)], artifact
 
 
 def facts() -> dict[str, Any]:
@@ -241,29 +287,19 @@ def facts() -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure; write one JSON file and its picture."""
     parser = argparse.ArgumentParser(description="Measure an artifact and its peers side by side.")
-    parser.add_argument(
-        "--artifact", action="append", metavar="NAME=PATH", help="default: demo=build/smollm2-135m.aicc"
-    )
-    parser.add_argument("--model", default=MODEL, help="the GGUF the peers get, by name or path (default: %(default)s)")
-    parser.add_argument("--only", action="append", metavar="TEXT", help="engines whose name contains one of these")
-    parser.add_argument("--rounds", type=int, default=5)
+    add_engine_options(parser)
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--decode-tokens", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=machine.processor().usable_cores)
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/DATE-MACHINE.json")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/DATE-MACHINE[-int8].json")
     options = parser.parse_args(arguments)
 
-    artifacts = parse_artifacts(options.artifact)
-    gguf = resolve(options.model).path
-    context = 4 * (options.prompt_tokens + options.decode_tokens)
-    engines = [
-        e for e in default_engines(artifacts, gguf, context) if any(text in e.name for text in options.only or [""])
-    ]
+    engines, artifact = chosen_engines(options, context=4 * (options.prompt_tokens + options.decode_tokens))
+    prompts = held_out_prompts(artifact, options.prompt_tokens)
     document = facts() | {"load_average": {"before": os.getloadavg()}}
     peaks = matrix_peaks(options.threads)
-    measured = compare(engines, options.threads, options.rounds, options.prompt_tokens, options.decode_tokens)
+    measured = compare(engines, options.threads, options.rounds, prompts, options.decode_tokens)
     peaks = {dtype: max(peak, peaks[dtype]) for dtype, peak in matrix_peaks(options.threads).items()}
-    _, layers, head = peers.gguf_sizes(gguf)
+    sizes = peers.gguf_sizes(resolve(options.model).path)
     document["load_average"]["after"] = os.getloadavg()
     document |= {
         "model": Path(options.model).name,
@@ -272,25 +308,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "prompt_tokens": options.prompt_tokens,
         "decode_tokens": options.decode_tokens,
         "matrix_peaks_ops_per_s": peaks,
-        "engines": report(engines, measured, peaks, 2 * (layers + head / options.prompt_tokens)),
+        "engines": report(engines, measured, peaks, 2 * (sizes.layers + sizes.head / options.prompt_tokens)),
     }
-    output = options.output or RESULTS / f"{document['date'][:10]}-{machine_name(document)}.json"
+    output = options.output or RESULTS / f"{result_name(document, options.bits)}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(document, indent=1) + "\n")
     output.with_suffix(".svg").write_text(plot.draw(document))
     print(output)
 
 
-def parse_artifacts(given: Sequence[str] | None) -> dict[str, Path]:
-    """``NAME=PATH`` options; the demo's artifact if there are none."""
-    texts = given or [f"demo={peers.ROOT / 'build/smollm2-135m.aicc'}"]
-    return {name: Path(path) for name, _, path in (text.partition("=") for text in texts)}
-
-
-def machine_name(document: dict[str, Any]) -> str:
-    """The processor's name as a part of a file's."""
+def result_name(document: dict[str, Any], bits: int) -> str:
+    """Names a result's file by its day, the processor, and the bits of the weights when they are not 4."""
     processor: str = document["machine"]["processor"]
-    return "-".join("".join(c if c.isalnum() else " " for c in processor.lower()).split())
+    words = "".join(c if c.isalnum() else " " for c in processor.lower()).split()
+    return "-".join([document["date"][:10], *words, *([f"int{bits}"] if bits != 4 else [])])
 
 
 if __name__ == "__main__":

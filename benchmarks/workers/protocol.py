@@ -1,11 +1,11 @@
 """The worker's side: one engine in one process, driven by one JSON object a line.
 
     → {"load": {"model": PATH, "threads": 2, "options": {…}}}
-    ← {"seconds": 0.4, "versions": {…}, "peak_rss_bytes": …}
+    ← {"seconds": 0.4, "versions": {…}, "memory": {…}}
     → {"generate": {"ids": [1, 2, …], "tokens": 65}}
-    ← {"first_s": 0.1, "last_s": 0.9, "count": 65, "engine": {…}, "peak_rss_bytes": …}
+    ← {"first_s": 0.1, "last_s": 0.9, "count": 65, "engine": {…}, "memory": {…}}
     → {"together": {"prompts": [[1, 2, …], …], "tokens": 65}}       (aicc only)
-    ← {"tokens_per_s": 500.0, "peak_rss_bytes": …}
+    ← {"tokens_per_s": 500.0, "memory": {…}}
 
 A failure is answered with ``{"error": "…"}``; the end of the input ends the worker. The engines' own
 chatter is sent to stderr, so that nothing but answers is on stdout. This file imports nothing but
@@ -78,10 +78,11 @@ def _answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
             "count": done.count,
             "engine": done.engine,
         }
-    return answer | {"peak_rss_bytes": peak_rss_bytes()}
+    return answer | {"memory": memory_bytes()}
 
 
-def peak_rss_bytes() -> int:
-    """Most memory this process has had resident, mapped files included."""
+def memory_bytes() -> dict[str, int]:
+    """What this process has resident, by kind, and the most it ever had (``VmHWM``), mapped files included."""
     with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+        fields = dict(line.split(":", 1) for line in status)
+    return {name: int(fields[name].split()[0]) * 1024 for name in ("VmHWM", "RssAnon", "RssFile", "RssShmem")}
