@@ -298,14 +298,19 @@ def _nth_largest(values: NDArray[np.float32], count: int) -> np.float32:
 
 
 def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
-    """Indices of the fewest largest weights that sum to ``top_p`` or more, ascending."""
-    # Usually a few hundred suffice, and the whole vocabulary need not be sorted.
-    head = weights[weights >= _nth_largest(weights, min(256, len(weights)))]
-    if head.sum(dtype=np.float64) < top_p:
-        head = weights
+    """Indices of the fewest largest weights that sum to ``top_p`` or more, ascending; all weights sum to 1."""
+    ids, head = np.arange(len(weights)), weights
+    while True:
+        # Weights below an equal share of what may be left out are together less than that: usually a few
+        # hundred are left to be sorted.
+        spare = float(head.sum(dtype=np.float64)) - top_p
+        kept = np.flatnonzero(head >= np.float32(spare / len(head))) if spare > 0 else ids
+        if len(kept) > 0.9 * len(head):
+            break
+        ids, head = ids[kept], head[kept]
     cumulative = np.cumsum(np.sort(head)[::-1], dtype=np.float64)
     count = int(np.searchsorted(cumulative, top_p, side="left")) + 1
-    return _largest(weights, min(count, len(weights)))
+    return ids[_largest(head, min(count, len(head)))]
 
 
 def _draw(weights: NDArray[np.float32], uniform: float) -> int:
