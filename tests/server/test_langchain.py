@@ -1,10 +1,8 @@
 """LangChain's integration tests of chat models, against a live server; in an environment of their own."""
 
-import hashlib
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,7 +15,6 @@ from aicc.runtime.artifact import Artifact
 from aicc.runtime.server import create_app
 
 _SOURCE = Path(__file__).parent / "langchain"
-_BUILT = Path(__file__).parents[2] / "build" / "langchain"
 
 # What a model of 135 million parameters does not do when nothing makes it.
 MISSES = {
@@ -28,20 +25,6 @@ MISSES = {
 }
 # Images, PDFs, audio and Anthropic's messages, which models of text do not take, and recorded timings.
 NOT_APPLICABLE = 7
-
-
-@pytest.fixture(scope="module")
-def python() -> Path:
-    """An interpreter that has LangChain, made once for each list of versions."""
-    requirements = _SOURCE / "requirements.txt"
-    folder = _BUILT / hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
-        (folder / "complete").touch()
-    return python
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +39,7 @@ def url(cpu_artifact: Artifact) -> Iterator[str]:
 
 
 @pytest.mark.full
-def test_langchain_finds_a_chat_model(python: Path, url: str, tmp_path: Path) -> None:
+def test_langchain_finds_a_chat_model(url: str, tmp_path: Path) -> None:
     shutil.copy(_SOURCE / "chat_model.py", tmp_path / "test_chat_model.py")
     environment = os.environ | {
         "AICC_TEST_SERVER": f"{url}/v1",
@@ -65,6 +48,7 @@ def test_langchain_finds_a_chat_model(python: Path, url: str, tmp_path: Path) ->
     }
     loops = [f"asyncio_default_{what}_loop_scope=session" for what in ("test", "fixture")]
     options = [word for option in ("asyncio_mode=auto", *loops) for word in ("-o", option)]
+    python = environment(_SOURCE / "requirements.txt")
     command = [python, "-m", "pytest", "-q", "--junitxml=report.xml", *options, "test_chat_model.py"]
 
     subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
 import msgspec
+from msgspec import UNSET
 
 from aicc.runtime.request import Piece
 from aicc.runtime.server.errors import ApiError
@@ -71,7 +72,7 @@ class ResponseForm:
             tools=asked.tools or [],
             tool_choice=asked.tool_choice or "auto",
             parallel_tool_calls=asked.parallel_tool_calls is not False,
-            user=asked.user,
+            user=UNSET if asked.user is None else asked.user,
         )
 
     def answer(self, generation: Generation, outcomes: Sequence[Outcome]) -> ResponseAnswer:

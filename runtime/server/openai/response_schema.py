@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from aicc.runtime.server.openai.chat_schema import (
     MAX_TOOLS,
@@ -242,7 +242,7 @@ class ResponseAnswer(msgspec.Struct, frozen=True, kw_only=True):
     tools: list[ResponseTool]
     tool_choice: Literal["none", "auto", "required"] | ResponseFunctionChoice
     parallel_tool_calls: bool
-    user: str | None
+    user: str | UnsetType = UNSET
     incomplete_details: IncompleteDetails | None = None
     error: None = None
     metadata: dict[str, str] = {}
