@@ -231,7 +231,7 @@ FILL_THE_DISK = """
     print(os.listdir(output.parent))
 """
 STEPS = {
-    "a constant": "writer.weights.add(os.urandom(1 << 20))",
+    "a constant": "writer.weights.add(os.urandom(4 << 20))",
     "the graph": "fill(writer)",
     "a lowering's own file": "(writer.variant_directory('cpu') / 'program.bin').write_bytes(bytes(1 << 20))",
 }
@@ -270,5 +270,5 @@ def test_a_limit_on_file_sizes_is_a_resource_error_and_leaves_nothing(tmp_path):
     assert not stderr
     message, listing = stdout.splitlines()
     assert message.startswith(f"5 {tmp_path}/a.aicc/weights/model.bin")
-    assert f"{1 << 20:,} bytes more are needed" in message
+    assert f"{4 << 20:,} bytes more are needed" in message
     assert listing == "[]"

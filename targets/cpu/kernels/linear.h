@@ -10,7 +10,7 @@
  *       y    = fma(float(dot), scale_w[g] * scale_x[g], y)
  *       y    = fma(minimum[g], total[g], y)                      if the weight has minima
  *
- *     a row of two records (`parts` is 2) gives the sum of what each of them gives.
+ *     a row of two records (`parts` is 2; x_stride is that of both) gives the sum of what each of them gives.
  *
  * So a row's result does not depend on the rows beside it. The instruction sets differ at most in whether a
  * multiply-add rounds once or twice. */
@@ -39,14 +39,19 @@ AICC_INLINE void aicc_linear(float *y, ptrdiff_t y_stride, const void *x, ptrdif
         aicc_linear_float(y, y_stride, x, x_stride, rows, w, panels, form);
         return;
     }
-    aicc_linear_quantised(y, y_stride, x, x_stride, rows, w, panels, form);
-    const uint8_t *second = (const uint8_t *)x + aicc_row_bytes(form.k, form.group);
-    for (int32_t begin = 0; parts == 2 && begin < rows; begin += AICC_TILE_ROWS) {
-        float rest[AICC_TILE_ROWS * AICC_MOST_PANELS * AICC_LANES];
-        int32_t count = AICC_MIN(rows - begin, AICC_TILE_ROWS), columns = panels * AICC_LANES;
-        aicc_linear_quantised(rest, columns, second + begin * x_stride, x_stride, count, w, panels, form);
+    if (parts == 1) {
+        aicc_linear_quantised(y, y_stride, x, x_stride, rows, w, panels, form);
+        return;
+    }
+    /* Two records follow each other as rows do, so they are computed as rows: weights are unpacked once for both. */
+    ptrdiff_t record = (ptrdiff_t)aicc_row_bytes(form.k, form.group);
+    for (int32_t begin = 0; begin < rows; begin += AICC_TILE_ROWS / 2) {
+        float both[AICC_TILE_ROWS * AICC_MOST_PANELS * AICC_LANES];
+        int32_t count = AICC_MIN(rows - begin, AICC_TILE_ROWS / 2), columns = panels * AICC_LANES;
+        aicc_linear_quantised(both, columns, (const uint8_t *)x + begin * x_stride, record, 2 * count, w, panels, form);
         for (int32_t r = 0; r < count; r++)
-            for (int32_t n = 0; n < columns; n++) y[(begin + r) * y_stride + n] += rest[r * columns + n];
+            for (int32_t n = 0; n < columns; n++)
+                y[(begin + r) * y_stride + n] = both[2 * r * columns + n] + both[(2 * r + 1) * columns + n];
     }
 }
 

@@ -143,6 +143,9 @@ int aicc_open_file(aicc_model **model, const aicc_options *options, void *memory
     void *mapped = bytes > 0 ? mmap(NULL, (size_t)bytes, PROT_READ, MAP_SHARED, file, 0) : MAP_FAILED;
     close(file);
     if (mapped == MAP_FAILED) return AICC_ERROR_FILE;
+#if defined(MADV_HUGEPAGE)
+    madvise(mapped, (size_t)bytes, MADV_HUGEPAGE); /* what is read from disk now on comes in large pages, if it can */
+#endif
     int status = aicc_open(model, options, memory, memory_bytes, mapped, (size_t)bytes);
     if (status != AICC_OK) {
         munmap(mapped, (size_t)bytes);
