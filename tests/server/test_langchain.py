@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from environments import environment
 from live_server import listening
 
 from aicc.runtime import load
@@ -41,7 +42,7 @@ def url(cpu_artifact: Artifact) -> Iterator[str]:
 @pytest.mark.full
 def test_langchain_finds_a_chat_model(url: str, tmp_path: Path) -> None:
     shutil.copy(_SOURCE / "chat_model.py", tmp_path / "test_chat_model.py")
-    environment = os.environ | {
+    variables = os.environ | {
         "AICC_TEST_SERVER": f"{url}/v1",
         "AICC_TEST_MODEL": "smollm2",
         "AICC_TEST_OTHER_MODEL": "other",
@@ -51,7 +52,7 @@ def test_langchain_finds_a_chat_model(url: str, tmp_path: Path) -> None:
     python = environment(_SOURCE / "requirements.txt")
     command = [python, "-m", "pytest", "-q", "--junitxml=report.xml", *options, "test_chat_model.py"]
 
-    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True)
 
     cases = list(ElementTree.parse(tmp_path / "report.xml").iter("testcase"))
     failed = {str(case.get("name")) for case in cases if any(part.tag in ("failure", "error") for part in case)}
