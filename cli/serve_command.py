@@ -147,10 +147,11 @@ def serve(
     no_prefix_cache: bool,
     **options: Any,
 ) -> None:
-    """Serve one or more ARTIFACTs over HTTP, as OpenAI's API does, with a chat page at /.
+    """Serve one or more ARTIFACTs over HTTP, as OpenAI's API and Ollama's do, with a chat page at /.
 
     Requests call a model what its artifact is called, or NAME: `aicc serve chat=smol.aicc
     minilm-l6.aicc`. It answers /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /v1/models,
+    Ollama's /api/chat, generate, embed, tags, show, ps and version,
     /metrics, /health/live and /health/ready. After the first SIGTERM or Ctrl-C new requests are answered 503 and
     running ones may finish; the second ends at once.
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from aicc.runtime.server.bodies import json_response
+from aicc.runtime.server.errors import too_late
 from aicc.runtime.server.generation import Generation, Outcome
 from aicc.runtime.server.recording import record_of
 from aicc.runtime.server.registry import Decoder
-from aicc.runtime.server.sse import EventStream, unless_disconnected
+from aicc.runtime.server.sse import EVENTS, EventStream, unless_disconnected
+
+T = TypeVar("T")
 
 
 class Form(Protocol):
@@ -36,6 +39,7 @@ async def answer(
     sequences: int,
     prepare: Callable[[Generation], Form],
     stream: bool,
+    media_type: str = EVENTS,
 ) -> Response:
     """Generate, and answer whole or streamed; a caller who leaves ends it.
 
@@ -45,6 +49,7 @@ async def answer(
         sequences: How many sequences there will be.
         prepare: Makes them, off the event loop, and says how they are written.
         stream: Whether to answer piece by piece.
+        media_type: Of a streamed answer.
 
     Raises:
         ApiError: There is no room or no model, or what ``prepare`` raises.
@@ -58,6 +63,21 @@ async def answer(
         form = await unless_disconnected(request.receive, prepared)
         generation.start()
         if stream:
-            return EventStream(form.events(generation), ending.pop_all().close)
+            return EventStream(form.events(generation), ending.pop_all().close, media_type)
         outcomes = await unless_disconnected(request.receive, generation.outcomes())
     return json_response(form.answer(generation, outcomes))
+
+
+async def in_time(request: Request, work: Awaitable[T]) -> T:
+    """What some other work for a request gives; it is cancelled when the caller leaves or its time is over.
+
+    Raises:
+        ApiError: It took too long, or what the work raises.
+        ClientDisconnect: The caller left first.
+    """
+    record = record_of(request.scope)
+    try:
+        async with asyncio.timeout(record.seconds_left):
+            return await unless_disconnected(request.receive, work)
+    except TimeoutError:
+        raise too_late(record.most_seconds or 0) from None

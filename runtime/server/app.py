@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from aicc.runtime.generator import Model
-from aicc.runtime.server import chat_page, health, openai
+from aicc.runtime.server import chat_page, health, ollama, openai
 from aicc.runtime.server.bodies import BodyReader
 from aicc.runtime.server.draining import Drain, Draining
 from aicc.runtime.server.errors import ApiError, on_api_error, on_bug, on_disconnect, on_http_error
@@ -111,6 +111,7 @@ def build_app(
             *metrics.routes(),
             *chat_page.routes(),
             *openai.routes(registry, bodies),
+            *ollama.routes(registry, bodies),
         ],
         middleware=_middleware(front, drain, metrics, limits),
         exception_handlers={

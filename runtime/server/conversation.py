@@ -86,7 +86,7 @@ class Conversation:
         schema = self.schema
         if self.functions and (schema is not None or most == 1 or any(f.strict for f in self.functions)):
             return partial(self._grammar, model, optional_calls_grammar(form, self.functions, most, marker, schema))
-        return None if schema is None else partial(_json, model, schema, self.fields.schema)
+        return None if schema is None else partial(json_constraint, model, schema, self.fields.schema)
 
     def _grammar(self, model: Model, grammar: str) -> Constraint:
         try:
@@ -101,13 +101,23 @@ class Conversation:
             schemas.append((dict(self.schema), self.fields.schema))
         for schema, param in schemas:
             try:
-                _json(model, schema, param)
+                json_constraint(model, schema, param)
             except ApiError as refused:
                 return refused
         return from_foreseen(error, self.fields.parameters.partition("[")[0])
 
 
-def _json(model: Model, schema: Mapping[str, Any], param: str) -> Constraint:
+def json_constraint(model: Model, schema: Mapping[str, Any], param: str) -> Constraint:
+    """What makes one answer follow a schema.
+
+    Args:
+        model: What answers.
+        schema: The JSON schema.
+        param: The request's field it came from, for errors.
+
+    Raises:
+        ApiError: It cannot be enforced.
+    """
     try:
         return model.constraint("json_schema", schema)
     except AiccError as error:

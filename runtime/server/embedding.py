@@ -9,10 +9,13 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from starlette.requests import Request
 
 from aicc.runtime.embedding import Embedder
 from aicc.runtime.errors import AiccError
+from aicc.runtime.server.answering import in_time
 from aicc.runtime.server.errors import ApiError, from_foreseen
+from aicc.runtime.server.recording import record_of
 from aicc.runtime.server.registry import Tensors
 from aicc.runtime.session import Session
 
@@ -30,17 +33,28 @@ class Embedded:
     tokens: int
 
 
-async def embed(encoder: Tensors, inputs: Sequence[str | list[int]], param: str) -> Embedded:
-    """Vectors of texts, batch by batch, so that others have their turn between two; cancelling ends it.
+async def embed(request: Request, encoder: Tensors, inputs: Sequence[str | list[int]], param: str) -> Embedded:
+    """Vectors of texts, for a request whose record learns of them.
 
     Args:
+        request: Its body was read already.
         encoder: What makes them.
         inputs: Texts, or token ids as they are.
         param: The request's field they came from, for errors.
 
     Raises:
-        ApiError: The model is no text encoder, is not there or has too much to do; a text is too long.
+        ApiError: The model is no text encoder, is not there or has too much to do; a text is too long, or all take
+            too long.
     """
+    record = record_of(request.scope)
+    record.model = encoder.name
+    done = await in_time(request, _embed(encoder, inputs, param))
+    record.prompt_tokens = done.tokens
+    return done
+
+
+async def _embed(encoder: Tensors, inputs: Sequence[str | list[int]], param: str) -> Embedded:
+    """Batch by batch, so that others have their turn between two; cancelling ends it."""
     session = encoder.thread.check()
     try:
         embedder = session.embedder

@@ -1,4 +1,8 @@
-"""Failures in the API's own shape: ``{"error": {"message", "type", "param", "code"}}``."""
+"""Failures in the APIs' own shapes.
+
+OpenAI's is ``{"error": {"message", "type", "param", "code"}}``, and is that of paths that no API has.
+Ollama's and the Open Inference Protocol's is ``{"error": message}``.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from aicc.runtime.errors import AiccError, ContextLengthError, ResourceError, UnsupportedError, UsageError
 from aicc.runtime.server.recording import record_of
 
+PLAIN = ("/api/", "/v2/")  # how paths of the APIs begin whose errors are a message and nothing else
 RETRY_SECONDS = 1  # what Retry-After asks for: a queue moves within this
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*?)(?:\[\.\.\.\])?`)?$", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
@@ -31,9 +36,9 @@ class ErrorDetail(msgspec.Struct, frozen=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    """Every answer that is not a success."""
+    """Every answer that is not a success; its message alone in the plain shape."""
 
-    error: ErrorDetail
+    error: ErrorDetail | str
 
 
 class ApiError(Exception):
@@ -55,13 +60,19 @@ class ApiError(Exception):
         self.detail = ErrorDetail(message, _type_of(status), param, code)
         self.headers = {"retry-after": str(RETRY_SECONDS)} if retry else {}
 
-    def body(self) -> bytes:
-        """The JSON to send."""
-        return msgspec.json.encode(ErrorBody(self.detail))
+    def body(self, plain: bool = False) -> bytes:
+        """The JSON to send, in OpenAI's shape or the plain one."""
+        return msgspec.json.encode(ErrorBody(self._sentence() if plain else self.detail))
 
-    def response(self) -> Response:
-        """The whole answer."""
-        return Response(self.body(), self.status, self.headers, "application/json")
+    def response(self, scope: Scope) -> Response:
+        """The whole answer to a request."""
+        plain = f"{scope['path']}/".startswith(PLAIN)
+        return Response(self.body(plain), self.status, self.headers, "application/json")
+
+    def _sentence(self) -> str:
+        """The message, with the field at fault where it does not name that itself."""
+        message, param = self.detail.message, self.detail.param
+        return message if param is None or f"'{param}'" in message else f"'{param}': {message}"
 
 
 def _type_of(status: int) -> str:
@@ -73,6 +84,12 @@ def _type_of(status: int) -> str:
 def invalid(message: str, param: str | None, code: str = "invalid_value") -> ApiError:
     """A 400 about one field."""
     return ApiError(400, message, code, param)
+
+
+def unimplemented(param: str) -> ApiError:
+    """A 400 about a field that the API has and this server has not."""
+    message = f"'{param}' is not implemented by this server. Leave it out."
+    return invalid(message, param or None, "unsupported_parameter")
 
 
 def too_late(seconds: float) -> ApiError:
@@ -100,9 +117,7 @@ def decode_error(error: Exception, inside: str = "") -> ApiError:
         param = _join(path, missing["field"])
         return invalid(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
     if what.startswith("Expected `null`, "):
-        return invalid(
-            f"'{path}' is not implemented by this server. Leave it out.", path or None, "unsupported_parameter"
-        )
+        return unimplemented(path)
     where = f"'{path}'" if path else "the body"
     return invalid(f"Invalid value for {where}: {_sentence(what)}.", path or None)
 
@@ -137,13 +152,13 @@ async def on_api_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of :class:`ApiError`."""
     assert isinstance(error, ApiError)
     record_of(request.scope).error = error.detail.code
-    return error.response()
+    return error.response(request.scope)
 
 
 async def answer_error(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer with an error from in front of the routes."""
     record_of(scope).error = error.detail.code
-    await error.response()(scope, receive, send)
+    await error.response(scope)(scope, receive, send)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -155,7 +170,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     }
     message, code = messages.get(error.status_code, (error.detail, "http_error"))
     record_of(request.scope).error = code
-    answer = ApiError(error.status_code, message, code).response()
+    answer = ApiError(error.status_code, message, code).response(request.scope)
     answer.headers.update(error.headers or {})
     return answer
 
@@ -167,6 +182,7 @@ async def on_disconnect(request: Request, error: Exception) -> Response:
 
 async def on_bug(request: Request, error: Exception) -> Response:
     """Anything unforeseen: the traceback goes to the server's log, never to the caller."""
-    answer = ApiError(500, "The server failed on this request; its log has the reason.", "internal_error").response()
+    failure = ApiError(500, "The server failed on this request; its log has the reason.", "internal_error")
+    answer = failure.response(request.scope)
     answer.headers["x-request-id"] = record_of(request.scope).id
     return answer

@@ -13,7 +13,7 @@ from typing import Literal
 from aicc.runtime.constraint import Constraint
 from aicc.runtime.errors import AiccError
 from aicc.runtime.generator import Model
-from aicc.runtime.request import Piece, Request
+from aicc.runtime.request import Piece, Request, Timings
 from aicc.runtime.sampling import SamplingParams, TokenLogprobs
 from aicc.runtime.server.engine_thread import EngineThread
 from aicc.runtime.server.errors import ApiError, from_foreseen, too_late
@@ -174,6 +174,10 @@ class Generation:
         request = self._requests[index]
         ids: list[int] = request.tokens[: request.prompt_length].tolist()
         return ids, request.prompt_logprobs
+
+    def timings(self, index: int) -> Timings:
+        """How long the engine worked on a sequence so far."""
+        return self._requests[index].timings
 
     @property
     def completion_tokens(self) -> int:

@@ -33,6 +33,8 @@ class Served(Generic[Thread]):
     Attributes:
         created: When it was put up, in seconds since the epoch.
         text: The one thread for its text, off the event loop: tokenizers share state between calls.
+        digest: SHA-256 of its manifest, which has those of its files.
+        fingerprint: The same in short, as OpenAI's answers have it.
     """
 
     def __init__(self, name: str, manifest: Manifest, thread: Thread) -> None:
@@ -41,7 +43,8 @@ class Served(Generic[Thread]):
         self.thread = thread
         self.created = int(time.time())
         self.text = ThreadPoolExecutor(1, f"aicc-text-{name}")
-        self.fingerprint = "fp_" + hashlib.sha256(msgspec.json.encode(manifest)).hexdigest()[:12]
+        self.digest = hashlib.sha256(msgspec.json.encode(manifest)).hexdigest()
+        self.fingerprint = "fp_" + self.digest[:12]
 
     def stop(self) -> None:
         """End its threads; the model stays loaded."""

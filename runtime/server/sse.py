@@ -1,4 +1,4 @@
-"""Server-sent events, and work that ends when its caller goes away."""
+"""Streamed answers, and work that ends when its caller goes away."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+EVENTS = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 T = TypeVar("T")
 
@@ -58,13 +59,12 @@ class EventStream(Response):
     Args:
         events: Encoded events.
         close: Called once at the end, however it ends, even if nothing was sent.
+        media_type: How the events are encoded.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], close: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], close: Callable[[], None], media_type: str) -> None:
         # Proxies must not collect events: a reader wants each as it is made.
-        super().__init__(
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type="text/event-stream"
-        )
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type=media_type)
         del self.headers["content-length"]
         self._events = events
         self._close = close

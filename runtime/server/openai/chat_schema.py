@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from aicc.runtime.server.openai.schema import SamplingRequest, TokenCount, Unimplemented, Usage
+from aicc.runtime.server.fields import MAX_TOOLS, FunctionName, Schema, TokenCount, Unimplemented
+from aicc.runtime.server.openai.schema import SamplingRequest, Usage
 
 MAX_TOP_LOGPROBS = 20
-MAX_TOOLS = 128
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
-Schema: TypeAlias = dict[str, Any]
 
 
 class TextPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from aicc.runtime.server.fields import TokenId, Unimplemented
 from aicc.runtime.server.generation import FinishReason
-from aicc.runtime.server.openai.schema import SamplingRequest, TokenId, Unimplemented, Usage
+from aicc.runtime.server.openai.schema import SamplingRequest, Usage
 
 MAX_PROMPTS = 64
 MAX_LOGPROBS = 5

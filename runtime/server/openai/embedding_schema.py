@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from aicc.runtime.server.openai.schema import TokenId, Unimplemented
+from aicc.runtime.server.fields import TokenId, Unimplemented
 
 MAX_INPUTS = 2048
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Sequence
 
@@ -15,7 +14,6 @@ from starlette.routing import Route
 
 from aicc.runtime.server.bodies import BodyReader, json_response
 from aicc.runtime.server.embedding import embed
-from aicc.runtime.server.errors import too_late
 from aicc.runtime.server.openai.embedding_schema import (
     Embedding,
     EmbeddingList,
@@ -23,9 +21,7 @@ from aicc.runtime.server.openai.embedding_schema import (
     EmbeddingUsage,
 )
 from aicc.runtime.server.openai.schema import one_or_many
-from aicc.runtime.server.recording import record_of
 from aicc.runtime.server.registry import Registry
-from aicc.runtime.server.sse import unless_disconnected
 
 
 def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
@@ -37,14 +33,7 @@ def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
         asked = await bodies.message(request, decoder)
         encoder = registry.tensors(asked.model)
         inputs: Sequence[str | list[int]] = one_or_many(asked.input, "input")
-        record = record_of(request.scope)
-        record.model = encoder.name
-        try:
-            async with asyncio.timeout(record.seconds_left):
-                done = await unless_disconnected(request.receive, embed(encoder, inputs, "input"))
-        except TimeoutError:
-            raise too_late(record.most_seconds or 0) from None
-        record.prompt_tokens = done.tokens
+        done = await embed(request, encoder, inputs, "input")
         encode = _base64 if asked.encoding_format == "base64" else _floats
         data = [Embedding(i, encode(vector)) for i, vector in enumerate(done.vectors)]
         return json_response(EmbeddingList(data, encoder.name, EmbeddingUsage(done.tokens, done.tokens)))

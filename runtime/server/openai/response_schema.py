@@ -7,15 +7,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from aicc.runtime.server.openai.chat_schema import (
-    MAX_TOOLS,
-    FunctionName,
-    JsonObjectFormat,
-    JsonSchema,
-    Schema,
-    TextFormat,
-)
-from aicc.runtime.server.openai.schema import TokenCount, Unimplemented
+from aicc.runtime.server.fields import MAX_TOOLS, FunctionName, Schema, TokenCount, Unimplemented
+from aicc.runtime.server.openai.chat_schema import JsonObjectFormat, JsonSchema, TextFormat
 
 Status = Literal["in_progress", "completed", "incomplete"]
 

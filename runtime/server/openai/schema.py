@@ -1,28 +1,19 @@
-"""The messages of the HTTP API, as OpenAI defines them.
-
-Requests are strict: a field that is not listed is refused, and a field the API defines but this
-server does not implement is listed with the type :data:`Unimplemented`, which takes only null, so
-that asking for it is refused by name. The tables in ``docs/server.md`` are these definitions.
-"""
+"""What the messages of OpenAI's endpoints have in common."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from aicc.runtime.server.errors import invalid
+from aicc.runtime.server.fields import Penalty, StopString, TokenCount, TokenId, Unimplemented
 
 MAX_CHOICES = 8
 MAX_STOPS = 4
 
-Unimplemented: TypeAlias = None
-TokenCount = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
-TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
