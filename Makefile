@@ -63,7 +63,7 @@ soak: $(VENV)/.test  ## Ten minutes of a loaded server, watching memory and page
 # `exact` keeps the published 4-bit blocks; `int4` quantises again, as the peers' exporters do; w8 are 8-bit weights.
 BENCHED := exact=build/smollm2-exact.aicc int4=build/smollm2-int4.aicc cpu=build/smollm2-cpu.aicc cpu-int8=build/smollm2-cpu-int8.aicc
 BENCHED_W8 := cpu=build/smollm2-cpu-w8.aicc cpu-int8=build/smollm2-cpu-int8-w8.aicc
-bench: $(VENV)/.compile  ## Artifacts beside their peers, at 4 and at 8 bits, and under conditions.
+bench: $(VENV)/.compile  ## Artifacts beside their peers, at 4 and at 8 bits, under conditions, and served to many.
 	$(AICC) compile smollm2-135m --target openvino:cpu -o build/smollm2-exact.aicc
 	$(AICC) compile smollm2-135m --target openvino:cpu --quant int4 --group-size 32 -o build/smollm2-int4.aicc
 	$(AICC) compile smollm2-135m --target cpu -o build/smollm2-cpu.aicc
@@ -73,6 +73,7 @@ bench: $(VENV)/.compile  ## Artifacts beside their peers, at 4 and at 8 bits, an
 	$(BIN)/python benchmarks/decoder.py --rounds 9 $(BENCHED:%=--artifact %)
 	$(BIN)/python benchmarks/decoder.py --rounds 5 --bits 8 $(BENCHED_W8:%=--artifact %)
 	$(BIN)/python benchmarks/conditions.py $(BENCHED:%=--artifact %)
+	$(BIN)/python benchmarks/serve.py --artifact cpu=build/smollm2-cpu.aicc
 
 docs: $(VENV)/.test  ## Regenerate what is generated.
 	$(BIN)/python docs/generate.py

@@ -6,6 +6,8 @@
     ← {"first_s": 0.1, "last_s": 0.9, "count": 65, "engine": {…}, "memory": {…}}
     → {"together": {"prompts": [[1, 2, …], …], "tokens": 65}}       (aicc only)
     ← {"tokens_per_s": 500.0, "memory": {…}}
+    → {"users": {"prompts": [[1, 2, …], …], "users": 4, "seconds": 20, "tokens": 64}}       (aicc only)
+    ← {"begin": 10.0, "end": 30.0, "exchanges": [[10.0, [10.1, 10.2, …]], …], "memory": {…}}
 
 A failure is answered with ``{"error": "…"}``; the end of the input ends the worker. The engines' own
 chatter is sent to stderr, so that nothing but answers is on stdout. This file imports nothing but
@@ -70,6 +72,8 @@ def _answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
         answer = {"seconds": time.perf_counter() - start, "versions": versions}
     elif "together" in request:
         answer = {"tokens_per_s": engine.together(**request["together"])}
+    elif "users" in request:
+        answer = engine.users(**request["users"])
     else:
         done = engine.generate(**request["generate"])
         answer = {

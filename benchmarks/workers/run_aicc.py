@@ -9,20 +9,23 @@ import sys
 import time
 from importlib import import_module
 from importlib.metadata import version
+from itertools import cycle
 from typing import Any
 
 from protocol import Generated, serve
 
 from aicc.runtime import Model, load
+from aicc.runtime.request import Piece
 from aicc.runtime.sampling import SamplingParams
 
 
 class Aicc:
-    """Options: ``context``, the tokens its KV cache holds."""
+    """Options: ``context``, the tokens its KV cache holds; ``prefix_cache``, whether it is used, else not."""
 
     def load(self, model: str, threads: int, options: dict[str, Any]) -> dict[str, str]:
         """See :class:`protocol.Engine`."""
-        loaded = load(model, threads=threads, kv_tokens=options["context"], prefix_cache=False)
+        prefix_cache = options.get("prefix_cache", False)
+        loaded = load(model, threads=threads, kv_tokens=options["context"], prefix_cache=prefix_cache)
         assert isinstance(loaded, Model)
         self.model = loaded
         return {name: version(name) for name in ("aicc", *sys.argv[1:])}
@@ -44,6 +47,29 @@ class Aicc:
             pass
         begin, end = max(mine[0] for mine in stamps), min(mine[-1] for mine in stamps)
         return sum(begin < stamp <= end for mine in stamps for stamp in mine) / (end - begin)
+
+    def users(self, prompts: list[list[int]], users: int, seconds: float, tokens: int) -> dict[str, Any]:
+        """So many users, each asking again once answered, until ``seconds`` are over and all are answered."""
+        exchanges: list[tuple[float, list[float]]] = []
+        params, supply = SamplingParams(max_tokens=tokens, ignore_eos=True), cycle(prompts)
+
+        def ask() -> None:
+            stamps: list[float] = []
+            exchanges.append((time.perf_counter(), stamps))
+
+            def emit(piece: Piece) -> None:
+                stamps.append(time.perf_counter())
+                if piece.finish_reason is not None and stamps[-1] < begin + seconds:
+                    ask()
+
+            self.model.engine.submit(self.model.request(next(supply), params, emit))
+
+        begin = time.perf_counter()
+        for _ in range(users):
+            ask()
+        while self.model.engine.step():
+            pass
+        return {"begin": begin, "end": begin + seconds, "exchanges": exchanges}
 
 
 if __name__ == "__main__":
