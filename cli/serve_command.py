@@ -151,7 +151,7 @@ def serve(
 
     Requests call a model what its artifact is called, or NAME: `aicc serve chat=smol.aicc
     minilm-l6.aicc`. It answers /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /v1/models,
-    Ollama's /api/chat, generate, embed, tags, show, ps and version,
+    Ollama's /api/chat, generate, embed, tags, show, ps and version, the Open Inference Protocol's /v2,
     /metrics, /health/live and /health/ready. After the first SIGTERM or Ctrl-C new requests are answered 503 and
     running ones may finish; the second ends at once.
 

@@ -1,4 +1,4 @@
-"""The HTTP server over a loaded artifact, speaking OpenAI's API and Ollama's.
+"""The HTTP server over a loaded artifact, speaking OpenAI's API, Ollama's and the Open Inference Protocol.
 
 Needs the extra ``serve``; nothing else of the runtime imports it.
 """

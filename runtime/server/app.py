@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from aicc.runtime.generator import Model
-from aicc.runtime.server import chat_page, health, ollama, openai
+from aicc.runtime.server import chat_page, health, ollama, open_inference, openai
 from aicc.runtime.server.bodies import BodyReader
 from aicc.runtime.server.draining import Drain, Draining
 from aicc.runtime.server.errors import ApiError, on_api_error, on_bug, on_disconnect, on_http_error
@@ -112,6 +112,7 @@ def build_app(
             *chat_page.routes(),
             *openai.routes(registry, bodies),
             *ollama.routes(registry, bodies),
+            *open_inference.routes(registry, bodies),
         ],
         middleware=_middleware(front, drain, metrics, limits),
         exception_handlers={
@@ -126,7 +127,7 @@ def build_app(
 
 def _middleware(front: Front, drain: Drain, metrics: Metrics, limits: Limits) -> list[Middleware]:
     """What a request passes on its way to a route, outermost first."""
-    probes = {health.LIVE, health.READY}
+    probes = health.PATHS
     passed = [Middleware(Recorder, metrics.ended, front.access_log, probes, limits.request_seconds)]
     if front.hosts is not None:
         passed.append(Middleware(KnownHosts, front.hosts))

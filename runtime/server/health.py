@@ -17,6 +17,8 @@ from aicc.runtime.server.model_thread import PHASES, ModelThread, State
 from aicc.runtime.server.registry import Registry, Served
 
 LIVE, READY = "/health/live", "/health/ready"
+_V2 = "/v2"  # the Open Inference Protocol has the same below its own root
+PATHS = frozenset({LIVE, READY, _V2 + LIVE, _V2 + READY})
 _WORST_FIRST: tuple[State, ...] = ("failed", "stopped", "loading", "ready")
 
 
@@ -62,7 +64,11 @@ def routes(registry: Registry, drain: Drain) -> list[Route]:
         now = readiness(registry, drain)
         return json_response(now, 200 if now.status == "ready" else 503)
 
-    return [Route(LIVE, live, methods=["GET"]), Route(READY, ready, methods=["GET"])]
+    return [
+        Route(root + path, endpoint, methods=["GET"])
+        for root in ("", _V2)
+        for path, endpoint in ((LIVE, live), (READY, ready))
+    ]
 
 
 def readiness(registry: Registry, drain: Drain) -> Readiness:
