@@ -15,7 +15,7 @@ from aicc.runtime import load
 from aicc.runtime.artifact import Artifact
 from aicc.runtime.server import create_app
 
-_SOURCE = Path(__file__).parent / "langchain"
+_SOURCE = Path(__file__).parent / "langchain_client"
 
 # What a model of 135 million parameters does not do when nothing makes it.
 MISSES = {

@@ -37,7 +37,7 @@ def test_triton_s_client_gets_what_the_model_gives(url: str, encoder: Session, t
     ids = np.array([encoder.embedder.tokenize(text) for text in ("One two three", "Three two one")])
     given = dict(zip(NAMES, (ids, np.ones_like(ids), np.zeros_like(ids)), strict=True))
     np.savez(tmp_path / "given.npz", **given)
-    source = Path(__file__).parent / "triton"
+    source = Path(__file__).parent / "triton_client"
 
     subprocess.run(
         [environment(source / "requirements.txt"), source / "client.py", url.removeprefix("http://"), tmp_path],

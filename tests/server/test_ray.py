@@ -32,7 +32,7 @@ def python() -> Path:
 
 @pytest.mark.full
 def test_more_load_starts_a_replica_on_the_other_node(python: Path, cpu_artifact: Artifact, tmp_path: Path) -> None:
-    script = Path(__file__).parent / "ray" / "two_nodes.py"
+    script = Path(__file__).parent / "ray_cluster" / "two_nodes.py"
     command = [python, script, cpu_artifact.path, "result.json"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
