@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from aicc.runtime.engine import Engine
@@ -44,6 +46,7 @@ class EngineThread(ModelThread[Model]):
         self.observer = EngineObserver()
         self._open: list[Request] = []
         self._reserved = 0  # sequences that are being prepared
+        self._outbox: dict[AbstractEventLoop, list[Callable[[], None]]] = {}
 
     @property
     def open(self) -> int:
@@ -88,6 +91,20 @@ class EngineThread(ModelThread[Model]):
                 self.model.engine.cancel(request)
             self._wake.set()
 
+    def call_after_step(self, loop: AbstractEventLoop, call: Callable[[], None]) -> None:
+        """Have an event loop call something once this step is done; on the engine's thread.
+
+        A loop is woken once for all that a step brought. Woken for each piece, it would take the interpreter's
+        lock from the engine as often.
+        """
+        self._outbox.setdefault(loop, []).append(call)
+
+    def _flush(self) -> None:
+        outbox, self._outbox = self._outbox, {}
+        for loop, calls in outbox.items():
+            with suppress(RuntimeError):  # the loop is gone: so is whoever wanted to know
+                loop.call_soon_threadsafe(_call_all, calls)
+
     def _prepare(self, model: Model) -> None:
         template = model.chat_template if model.has_chat_template else None
         if model.has_tokenizer:
@@ -100,6 +117,7 @@ class EngineThread(ModelThread[Model]):
         while not self._stopping:
             self._wake.clear()
             sequences = engine.step()
+            self._flush()
             failed = self._sweep()
             if sequences:
                 self.observer.step(engine, sequences)
@@ -115,6 +133,7 @@ class EngineThread(ModelThread[Model]):
         self.cancel(self._open)
         if self.model is not None:
             self.model.engine.settle()
+        self._flush()
         self._open = []
 
     def _sweep(self) -> bool:
@@ -124,3 +143,8 @@ class EngineThread(ModelThread[Model]):
             with self._lock:
                 self._open = [request for request in self._open if request.finish_reason is None]
         return any(request.finish_reason == "error" for request in finished)
+
+
+def _call_all(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from aicc.runtime.constraint import Constraint
@@ -105,8 +105,7 @@ class Generation:
             nonlocal last
             if piece.token_ids:
                 last = self._observe(request, len(piece.token_ids), last)
-            with suppress(RuntimeError):  # the loop is gone: so is whoever wanted to know
-                self._loop.call_soon_threadsafe(self._pieces.put_nowait, (index, piece))
+            self._engine.call_after_step(self._loop, partial(self._pieces.put_nowait, (index, piece)))
 
         try:
             request = model.request(ids, params, emit, constraint)
