@@ -72,7 +72,9 @@ bench: $(VENV)/.compile  ## Artifacts beside their peers, at 4 and at 8 bits, un
 	$(AICC) compile smollm2-135m --target cpu --quant int8 --group-size 32 --activations int8 -o build/smollm2-cpu-int8-w8.aicc
 	$(BIN)/python benchmarks/decoder.py --rounds 9 $(BENCHED:%=--artifact %)
 	$(BIN)/python benchmarks/decoder.py --rounds 5 --bits 8 $(BENCHED_W8:%=--artifact %)
-	$(BIN)/python benchmarks/conditions.py $(BENCHED:%=--artifact %)
+	rm -rf build/smollm2-lib && $(AICC) compile smollm2-135m --target cpu --activations int8 --emit lib -o build/smollm2-lib
+	$(MAKE) -C examples/c MODEL=$(CURDIR)/build/smollm2-lib PROGRAM=$(CURDIR)/build/smollm2-lib/chat
+	$(BIN)/python benchmarks/conditions.py $(BENCHED:%=--artifact %) --library build/smollm2-lib
 	$(BIN)/python benchmarks/serve.py --artifact cpu=build/smollm2-cpu.aicc
 
 docs: $(VENV)/.test  ## Regenerate what is generated.

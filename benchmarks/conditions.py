@@ -8,6 +8,10 @@
 - *busy*: decode while another process keeps one processor for itself, as a fraction of decode without it.
 - *together*: decode of eight sequences at once, all their tokens counted, as a multiple of one sequence's (aicc only).
 
+With ``--library`` the chat of ``examples/c`` is measured too, over a folder of ``aicc compile --emit lib``: what a
+device without Python has. It answers a question, which with the model's chat template is a prompt of about as many
+tokens, and only its *start* and *memory* are measured.
+
 Engines take turns, round after round, as in decoder.py.
 """
 
@@ -16,8 +20,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -25,12 +31,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+import peers
 from decoder import RESULTS, Engine, add_engine_options, chosen_engines, facts, held_out_prompts, result_name, worker
+from workers.protocol import memory_bytes
+
+from aicc.compiler.sources import resolve
 
 _START_TOKENS = 32
 _PROMPT_TOKENS, _DECODE_TOKENS = 128, 96
 _MEMORY_TOKENS = _PROMPT_TOKENS + _DECODE_TOKENS
 _TOGETHER = 8
+_PROMPT_SIGN = b"> "  # before each question
+_QUESTION = "What is the capital of France?\n"
+_PROGRAM = "aicc, in C"
 
 
 def start(engine: Engine, threads: int, prompts: Iterator[list[int]]) -> dict[str, float]:
@@ -43,6 +56,33 @@ def start(engine: Engine, threads: int, prompts: Iterator[list[int]]) -> dict[st
         seconds = time.perf_counter() - started
         memory = ask({"generate": {"ids": next(prompts), "tokens": _DECODE_TOKENS}})["memory"]
     over = memory["VmHWM"] - engine.stored_bytes - _MEMORY_TOKENS * engine.kv_bytes
+    sizes = {f"memory_{name}_bytes": size for name, size in memory.items()}
+    return {"start_s": seconds, **sizes, "memory_over_weights_and_kv_bytes": over}
+
+
+def start_program(library: Path, kv_bytes: int, threads: int) -> dict[str, float]:
+    """The same two figures of the C chat in a library's folder; ``kv_bytes`` are of one token."""
+    chat = library / "chat"
+    command = [str(chat), str(library), "-v", "-t", str(threads), "-n", str(_DECODE_TOKENS)]
+    started = time.perf_counter()
+    with (
+        tempfile.TemporaryFile("w+") as figures,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=figures, bufsize=0) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(_QUESTION.encode())
+        output = process.stdout.read(len(_PROMPT_SIGN))
+        output += process.stdout.read(1)
+        seconds = time.perf_counter() - started
+        while not output.endswith(b"\n" + _PROMPT_SIGN):  # the answer is over and it waits, with all it has in memory
+            output += process.stdout.read(4096) or sys.exit(f"{chat} ended early.")
+        memory = memory_bytes(process.pid)
+        process.stdin.close()
+        process.wait()
+        figures.seek(0)
+        tokens = sum(int(count) for count in re.findall(r"(\d+) tokens", figures.read()))
+    over = memory["VmHWM"] - (library / "model.bin").stat().st_size - tokens * kv_bytes
     sizes = {f"memory_{name}_bytes": size for name, size in memory.items()}
     return {"start_s": seconds, **sizes, "memory_over_weights_and_kv_bytes": over}
 
@@ -109,15 +149,24 @@ def main() -> None:
     """Measure; print a table and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_engine_options(parser)
+    parser.add_argument(
+        "--library", type=Path, metavar="FOLDER", help="of compile --emit lib, with the chat made in it"
+    )
     options = parser.parse_args()
     engines, artifact = chosen_engines(options, context=_TOGETHER * 2 * _MEMORY_TOKENS)
     prompts = held_out_prompts(artifact, _PROMPT_TOKENS)
     samples: dict[str, dict[str, list[float]]] = {engine.name: defaultdict(list) for engine in engines}
+    if options.library:
+        samples[_PROGRAM], kv_bytes = defaultdict(list), peers.gguf_sizes(resolve(options.model).path).kv
     for number in range(options.rounds):
         for engine in engines:
             print(f"round {number + 1} of {options.rounds}: {engine.name}", file=sys.stderr)
             for key, value in measure(engine, options.threads, prompts).items():
                 samples[engine.name][key].append(value)
+        if options.library:
+            program = start_program(options.library, kv_bytes, options.threads)
+            for key, value in program.items():
+                samples[_PROGRAM][key].append(value)
     sizes = {"model": Path(options.model).name, "threads": options.threads, "rounds": options.rounds}
     document = facts() | sizes | {"samples": samples}
     output = RESULTS / "conditions" / f"{result_name(document, options.bits)}.json"

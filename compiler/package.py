@@ -8,6 +8,7 @@ to run, so it is cut out of the report into ``timings.json``, the one file the m
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -129,7 +130,7 @@ class ArtifactWriter:
             chat_template: Jinja text, None if there is none.
             config: Strings the chat template may use (``bos_token``, ``eos_token``, …).
         """
-        self._write(TOKENIZER_PATH, _utf8(json_text, "tokenizer.json"))
+        self._write(TOKENIZER_PATH, _utf8(_with_short_merges(json_text), "tokenizer.json"))
         if chat_template is not None:
             self._write(CHAT_TEMPLATE_PATH, _utf8(chat_template, "the chat template"))
         self._write(TOKENIZER_CONFIG_PATH, _json(dict(sorted(config.items()))))
@@ -234,6 +235,19 @@ def _without_volatile(value: Any) -> Any:
 
 def _json(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def _with_short_merges(json_text: str) -> str:
+    """The same tokenizer with the pairs of a BPE's merges as ``"a b"``, which is read a fifth faster than lists are.
+
+    Left as it is where a part has a space in it, and where there is nothing to shorten.
+    """
+    tokenizer = json.loads(json_text)
+    merges = tokenizer.get("model", {}).get("merges") or []
+    if not merges or any(isinstance(pair, str) or any(" " in part for part in pair) for pair in merges):
+        return json_text
+    tokenizer["model"]["merges"] = [" ".join(pair) for pair in merges]
+    return json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
 
 
 def _utf8(text: str, what: str) -> bytes:

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import msgspec
 import numpy as np
@@ -19,8 +19,6 @@ from aicc.runtime.artifact import (
     Artifact,
     LlmFacts,
 )
-from aicc.runtime.chat import ChatTemplate, Messages
-from aicc.runtime.constraint import Constraint, GrammarKind, Grammars
 from aicc.runtime.engine import Engine
 from aicc.runtime.errors import ContextLengthError, IntegrityError, UnsupportedError, UsageError
 from aicc.runtime.machine import release_free_memory
@@ -29,6 +27,10 @@ from aicc.runtime.request import FinishReason, Piece, Request, Timings
 from aicc.runtime.sampling import SamplingOptions, SamplingParams
 from aicc.runtime.scheduler import DEFAULT_OPTIONS, EngineOptions
 from aicc.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # imported where they are needed: a first token soon after the process starts does without
+    from aicc.runtime.chat import ChatTemplate, Messages
+    from aicc.runtime.constraint import Constraint, GrammarKind, Grammars
 
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
 
@@ -134,6 +136,8 @@ class Model:
         Raises:
             UnsupportedError: The artifact has none.
         """
+        from aicc.runtime.chat import ChatTemplate
+
         if self._template is None:
             if not self.has_chat_template:
                 raise UnsupportedError(
@@ -170,6 +174,8 @@ class Model:
             UsageError: It is not one, is too large, or has something that cannot be enforced.
             UnsupportedError: The model has no tokenizer that grammars know, or llguidance is not installed.
         """
+        from aicc.runtime.constraint import Grammars
+
         with self._lock:
             if self._grammars is None:
                 _ = self.tokenizer  # refuses a model without one

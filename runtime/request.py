@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from aicc.runtime.constraint import Constraint
 from aicc.runtime.kv import PageTable
 from aicc.runtime.sampling import Sampler, SamplingParams, TokenLogprobs
 from aicc.runtime.speculation import PromptLookup
 from aicc.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from aicc.runtime.constraint import Constraint
 
 _CONTEXT_TOKENS = 8  # of the prompt, more than a stream decoder looks at
 _PROMPT_LOGITS = 16 << 20  # bytes of logits a step makes of a prompt whose log-probabilities are asked

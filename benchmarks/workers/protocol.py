@@ -85,8 +85,8 @@ def _answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     return answer | {"memory": memory_bytes()}
 
 
-def memory_bytes() -> dict[str, int]:
-    """What this process has resident, by kind, and the most it ever had (``VmHWM``), mapped files included."""
-    with open("/proc/self/status") as status:
+def memory_bytes(process: int | str = "self") -> dict[str, int]:
+    """What a process has resident, by kind, and the most it ever had (``VmHWM``), mapped files included."""
+    with open(f"/proc/{process}/status") as status:
         fields = dict(line.split(":", 1) for line in status)
     return {name: int(fields[name].split()[0]) * 1024 for name in ("VmHWM", "RssAnon", "RssFile", "RssShmem")}

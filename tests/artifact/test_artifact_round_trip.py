@@ -13,6 +13,8 @@ import onnx_ir as ir
 import pytest
 from artifact_sample import INPUT, NIBBLES, fill, small_graph, small_manifest, small_report, write_sample
 from onnx.reference import ReferenceEvaluator
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from aicc.compiler.graph_file import load_graph
 from aicc.compiler.package import ArtifactWriter
@@ -244,3 +246,19 @@ def test_the_documented_way_to_open_the_graph_with_stock_tools_works(pristine):
     exec(program, names)
     onnx.checker.check_model(pristine / GRAPH_PATH)
     np.testing.assert_allclose(names["session"].run(None, {"x": INPUT})[0], run(small_graph()), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("letters", "shortened"), [("abc", True), ("ab ", False)])
+def test_a_tokenizer_reads_the_same_text_however_its_merges_are_written(tmp_path, letters: str, shortened: bool):
+    first, second, third = letters
+    vocabulary = {text: i for i, text in enumerate([*letters, first + second, first + second + third])}
+    merges = [(first, second), (first + second, third)]
+    published = Tokenizer(BPE(vocabulary, merges))
+    with ArtifactWriter(tmp_path / "m.aicc") as writer:
+        fill(writer)
+        writer.write_tokenizer(published.to_str(), None, {})
+        writer.commit(small_manifest(), small_report())
+    path = tmp_path / "m.aicc" / "tokenizer" / "tokenizer.json"
+    assert isinstance(json.loads(path.read_text())["model"]["merges"][0], str) == shortened
+    for text in (letters * 3, letters + first, second + letters):
+        assert Tokenizer.from_file(str(path)).encode(text).ids == published.encode(text).ids
