@@ -59,6 +59,8 @@ class ApiError(Exception):
         self.status = status
         self.detail = ErrorDetail(message, _type_of(status), param, code)
         self.headers = {"retry-after": str(RETRY_SECONDS)} if retry else {}
+        if status == HTTPStatus.REQUEST_TIMEOUT:
+            self.headers["connection"] = "close"  # what still comes of the request is none
 
     def body(self, plain: bool = False) -> bytes:
         """The JSON to send, in OpenAI's shape or the plain one."""

@@ -61,13 +61,24 @@ def listening(
 
 
 class ServerProcess:
-    """`serve` in a process of its own, reading what it says on stderr."""
+    """`serve` in a process of its own, reading what it says on stderr.
 
-    def __init__(self, artifact: Path, **options: object) -> None:
+    Args:
+        artifact: Of its one model.
+        devices: Whether the model runs on devices that fail at signals (`devices.py`).
+        options: Of `serve`.
+    """
+
+    def __init__(self, artifact: Path, devices: bool = False, **options: object) -> None:
         code = "import json, sys; from aicc.runtime.server import serve; serve(**json.loads(sys.argv[1]))"
+        if devices:
+            here = str(Path(__file__).parent)
+            code = f"import sys; sys.path.insert(0, {here!r}); import devices; devices.obey_signals(); {code}"
         arguments = {"artifacts": [(NAME, str(artifact))], "port": 0, **options}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(arguments)], stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, json.dumps(arguments), Path(__file__).parent],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.lines: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()

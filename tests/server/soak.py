@@ -1,9 +1,10 @@
 """Half an hour of a server under load and abuse, watching memory and pages: `python -m tests.server.soak [seconds]`.
 
-Callers ask for all kinds of things, and others get in their way: clients that hang up at a random
-moment, hostile bodies and paths. Every error must be a well-formed one, and each request that was
-accepted answered. In the end all pages must be free and memory must not have grown since the load began;
-then the server is told to stop while it is busy, and what it has accepted must still be answered.
+Callers ask for all kinds of things, more than there are pages for, and others get in their way: clients that hang
+up at a random moment, hostile bodies and paths, steps that fail. Every error must be a well-formed one, and each
+request that was accepted answered. In the end all pages must be free and memory must not have grown since the load
+began. Then the server is told to stop while it is busy, and what it has accepted must still be answered; and
+another one has its engine killed, and must tell everybody, free all pages and say that it is out of service.
 """
 
 import asyncio
@@ -22,15 +23,19 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from tests.server.live_server import NAME, ServerProcess, wait_idle
+from tests.server.devices import BREAK, KILL
+from tests.server.live_server import NAME, ServerProcess, health, wait_idle, wait_until
 
+ARTIFACT = Path("build/smollm2-135m.aicc")
 SECONDS = 1800
 CALLERS = 12
 DESERTERS = 2000  # clients that hang up, over the whole run
+BREAK_SECONDS = 12  # between steps that fail; three in a row would be the end
+KV_TOKENS = 1024  # a tenth of what all callers may ask for at once
 WARM_SECONDS = 60
 GROWTH_BYTES = 64 << 20  # what allocators may keep to themselves
 WORDS = ["the", "a", "cat", "dog", "sat", "on", "under", "mat", "moon", "and", "then", "but", "river", "is", "was"]
-BUSY = (429, 503)
+STATUSES = {"queue_full": 429, "internal_error": 500, "model_unavailable": 503, "shutting_down": 503}
 
 
 def body(choices: random.Random) -> dict[str, Any]:
@@ -38,25 +43,29 @@ def body(choices: random.Random) -> dict[str, Any]:
     return {
         "model": NAME,
         "prompt": " ".join(choices.choices(WORDS, k=choices.choice([3, 30, 300]))),
-        "max_tokens": choices.choice([1, 20, 60]),
+        "max_tokens": choices.choice([1, 20, 60, 200]),
         "n": choices.choice([1, 1, 2]),
         "stream": choices.random() < 0.7,
     }
 
 
-async def call(http: httpx.AsyncClient, asked: dict[str, Any]) -> int:
-    """Ask and read the whole answer, which must be complete; its status."""
+async def call(http: httpx.AsyncClient, asked: dict[str, Any]) -> str:
+    """Ask and read the whole answer: `answered` in full, `sent away`, `failed`, or that the server is `dead`."""
     async with http.stream("POST", "/v1/completions", json=asked) as answer:
         text = (await answer.aread()).decode()
+    error = ""
     if answer.status_code != 200:
-        assert answer.status_code in BUSY, text
-        assert json.loads(text)["error"]["message"]
-    elif asked["stream"]:
-        assert text.endswith("data: [DONE]\n\n"), text[-300:]
-        assert '"error"' not in text, text[-300:]
-    else:
+        error = text
+    elif not asked["stream"]:
         assert len(json.loads(text)["choices"]) == asked["n"]
-    return answer.status_code
+    elif not text.endswith("data: [DONE]\n\n"):
+        error = text.rstrip().rpartition("\n")[2].removeprefix("data: ")
+    if not error:
+        return "answered"
+    code = json.loads(error)["error"]["code"]
+    assert json.loads(error)["error"]["message"]
+    assert answer.status_code == 200 or STATUSES[code] == answer.status_code, text
+    return {"internal_error": "failed", "model_unavailable": "dead"}.get(code, "sent away")
 
 
 async def desert(url: str, choices: random.Random) -> None:
@@ -116,30 +125,41 @@ def hostile() -> list[tuple[str, str, bytes]]:
 
 
 async def abuse(http: httpx.AsyncClient, request: tuple[str, str, bytes]) -> None:
-    """Send what must be refused, and look at how it is; a schema may be followed instead, where it can be."""
+    """Send what must be refused, and look at how it is; a schema may be followed instead, unless a step fails."""
     method, path, content = request
     answer = await http.request(method, path, content=content, headers={"content-type": "application/json"})
     said = (method, path, content[-200:], answer.status_code, answer.text[:300])
     if answer.status_code == 200:
         assert b"json_schema" in content, said
+        return
+    error = answer.json()["error"]
+    assert error["message"], said
+    if error["code"] == "internal_error":
+        assert b"json_schema" in content, said
+        assert answer.status_code == 500, said
     else:
         assert 400 <= answer.status_code < 500, said
-        assert answer.json()["error"]["message"], said
 
 
-async def load(url: str, seconds: float, deserters: int, seed: int) -> Counter[str]:
-    """Keep everybody busy; how often each kind of client came."""
+async def load(server: ServerProcess, seconds: float, share: float, seed: int) -> Counter[str]:
+    """Keep everybody busy; how often each kind of client came.
+
+    Args:
+        server: Whose devices obey signals.
+        seconds: How long.
+        share: Of those who hang up over the whole run.
+        seed: Of all that is random.
+    """
     end, came = time.monotonic() + seconds, Counter[str]()
 
     async def caller(number: int) -> None:
         choices = random.Random(seed * CALLERS + number)
-        async with httpx.AsyncClient(base_url=url, timeout=300) as http:
+        async with httpx.AsyncClient(base_url=server.url, timeout=300) as http:
             while time.monotonic() < end:
-                status = await call(http, body(choices))
-                came["answered" if status == 200 else "sent away"] += 1
+                came[await call(http, body(choices))] += 1
 
     async def abuser() -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=300) as http:
+        async with httpx.AsyncClient(base_url=server.url, timeout=300) as http:
             while time.monotonic() < end:
                 for request in hostile():
                     await abuse(http, request)
@@ -147,65 +167,101 @@ async def load(url: str, seconds: float, deserters: int, seed: int) -> Counter[s
                 await asyncio.sleep(min(10, seconds / 10))
 
     async def deserter() -> None:
-        choices = random.Random(seed)
+        choices, deserters = random.Random(seed), int(DESERTERS * share)
         async with asyncio.TaskGroup() as group:
             for _ in range(deserters):
-                group.create_task(desert(url, choices))
+                group.create_task(desert(server.url, choices))
                 came["hung up"] += 1
                 await asyncio.sleep(choices.random() * 2 * seconds / deserters)
 
-    await asyncio.gather(*(caller(number) for number in range(CALLERS)), abuser(), deserter())
+    async def breaker() -> None:
+        for _ in range(int(seconds / BREAK_SECONDS)):
+            await asyncio.sleep(BREAK_SECONDS)
+            os.kill(server.process.pid, BREAK)
+            came["broken"] += 1
+
+    await asyncio.gather(*(caller(number) for number in range(CALLERS)), abuser(), deserter(), breaker())
+    assert not came["dead"]
     return came
 
 
-async def stop_while_busy(server: ServerProcess) -> Counter[str]:
-    """Send SIGTERM among requests; what came of them. Whatever was accepted is answered in full, others are told."""
+async def end_while_busy(server: ServerProcess, sent: int) -> Counter[str]:
+    """Send a signal among requests, and go on until everybody has been told; what came of their requests."""
     came: Counter[str] = Counter()
-    stopping = asyncio.Event()
+    ending = asyncio.Event()
 
     async def caller(number: int) -> None:
         choices = random.Random(number)
         while True:
             async with httpx.AsyncClient(base_url=server.url, timeout=300) as http:
                 try:
-                    status = await call(http, body(choices))
+                    outcome = await call(http, body(choices))
                 except httpx.ConnectError:
-                    assert stopping.is_set()
+                    assert ending.is_set()
+                    assert sent == signal.SIGTERM
                     return
-            came["answered" if status == 200 else "sent away"] += 1
-            if status != 200 and stopping.is_set():
+            came[outcome] += 1
+            if outcome != "answered" and ending.is_set():
                 return
 
     callers = [asyncio.create_task(caller(number)) for number in range(CALLERS)]
     while came["answered"] < 2 * CALLERS:
         await asyncio.sleep(0.1)
-    stopping.set()
-    os.kill(server.process.pid, signal.SIGTERM)
+    ending.set()
+    os.kill(server.process.pid, sent)
     await asyncio.gather(*callers)
     return came
 
 
-def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
-    with ServerProcess(Path("build/smollm2-135m.aicc"), access_log=os.devnull) as server:
+def figure(url: str, name: str) -> float:
+    """A figure of the one model."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith(f"{name}{{")).split()[-1])
+
+
+def loaded(seconds: float) -> None:
+    """A server under load, which is then told to stop."""
+    with ServerProcess(ARTIFACT, devices=True, access_log=os.devnull, kv_tokens=KV_TOKENS) as server:
         server.wait_ready()
         process = psutil.Process(server.process.pid)
         warm = min(WARM_SECONDS, seconds / 3)
-        asyncio.run(load(server.url, warm, int(DESERTERS * warm / seconds), seed=0))
+        asyncio.run(load(server, warm, warm / seconds, seed=0))
         wait_idle(server.url)
         before = process.memory_info().rss
-        came = asyncio.run(load(server.url, seconds - warm, DESERTERS, seed=1))
+        came = asyncio.run(load(server, seconds - warm, 1, seed=1))
         wait_idle(server.url)
-        growth = process.memory_info().rss - before
+        growth, preemptions = process.memory_info().rss - before, figure(server.url, "aicc_preemptions_total")
         print(
-            f"{dict(came)} in {seconds - warm:.0f} s; memory grew by {growth / 2**20:.1f} MiB; all pages are free",
+            f"{dict(came)} in {seconds - warm:.0f} s, {preemptions:.0f} preemptions; "
+            f"memory grew by {growth / 2**20:.1f} MiB; all pages are free",
             flush=True,
         )
         assert growth < GROWTH_BYTES, "the server leaks memory"
-        came = asyncio.run(stop_while_busy(server))
+        assert preemptions, "pages never ran out"
+        assert 0 < came["failed"] <= came["broken"] * 2 * CALLERS
+        came = asyncio.run(end_while_busy(server, signal.SIGTERM))
         assert server.end() == 0
-        assert not server.said("Traceback")
-        print(f"stopped while busy: {dict(came)}; nothing accepted was lost")
+        assert not came["failed"] + came["dead"]
+        print(f"stopped while busy: {dict(came)}; nothing accepted was lost", flush=True)
+
+
+def killed() -> None:
+    """A server that loses its engine while it is busy: everybody is told, and so is who asks for its health."""
+    with ServerProcess(ARTIFACT, devices=True, access_log=os.devnull, kv_tokens=KV_TOKENS) as server:
+        server.wait_ready()
+        came = asyncio.run(end_while_busy(server, KILL))
+        wait_until(lambda: server.said("has failed"), "saying so")
+        assert health(server.url)["status"] == "failed"
+        assert httpx.get(f"{server.url}/health/ready").status_code == 503
+        wait_idle(server.url)
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert server.end() == 0
+        print(f"killed while busy: {dict(came)}; all pages are free")
+
+
+def main() -> None:
+    loaded(float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS)
+    killed()
 
 
 if __name__ == "__main__":

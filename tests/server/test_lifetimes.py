@@ -9,16 +9,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import numpy as np
 import openai
 import pytest
+from devices import Device
 from live_server import DEADLINE, NAME, health, listening, wait_idle, wait_until
-from numpy.typing import NDArray
 
 from aicc.runtime.artifact import Artifact
 from aicc.runtime.errors import IntegrityError
 from aicc.runtime.generator import Model
-from aicc.runtime.provider import DecoderExecutable, TokenBatch
+from aicc.runtime.provider import DecoderExecutable
 from aicc.runtime.server import Limits, create_app
 from aicc.runtime.server.app import build_app
 from aicc.runtime.server.registry import Registry, served
@@ -47,30 +46,6 @@ def connected(url: str, body: dict[str, Any], announced: int = 0) -> Iterator[so
     with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=DEADLINE) as connection:
         connection.sendall(head.encode() + content)
         yield connection
-
-
-class Device:
-    """The demo model's executable, with a switch that breaks it and one that halts it."""
-
-    def __init__(self, executable: DecoderExecutable) -> None:
-        self._executable = executable
-        self.broken = False
-        self.running = threading.Event()
-        self.running.set()
-        self.halted = threading.Event()
-        self.steps = 0
-
-    def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
-        self.steps += 1
-        if not self.running.is_set():
-            self.halted.set()
-            assert self.running.wait(DEADLINE)
-        if self.broken:
-            raise RuntimeError("the device at /dev/secret is gone")
-        return self._executable.forward(batch)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._executable, name)
 
 
 class HaltedTokenizer:
@@ -281,21 +256,6 @@ def test_a_device_that_keeps_failing_takes_the_server_out_of_service(device: Dev
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unavailable")
     assert httpx.get(f"{device_url}/health/ready").status_code == 503
     assert httpx.get(f"{device_url}/health/live").status_code == 503
-
-
-def test_who_waits_when_the_engine_dies_gets_an_error(device: Device, device_url: str) -> None:
-    class Killed(BaseException):
-        """What no handler of exceptions expects."""
-
-    def die(batch: TokenBatch) -> NDArray[np.float32]:
-        raise Killed
-
-    with streaming(device_url, ENDLESS) as events:
-        device.forward = die  # type: ignore[method-assign]
-        *_, last = events
-
-    assert json.loads(last)["error"]["code"] == "model_unavailable"
-    assert health(device_url)["status"] == "failed"
 
 
 def test_a_server_that_stops_ends_what_does_not_finish(executable: DecoderExecutable, demo_artifact: Artifact) -> None:
