@@ -62,6 +62,11 @@ def access_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--access-log", type=_FILE, metavar="FILE", help="Append the access log to FILE. [default: stderr]"
         ),
         click.option("--log-prompts", is_flag=True, help="Write requests' bodies to the access log, prompts included."),
+        click.option(
+            "--otlp-endpoint",
+            metavar="URL",
+            help="Send spans of requests to an OpenTelemetry collector (http://localhost:4318). [default: none]",
+        ),
     ]
     return _all(options, command)
 

@@ -12,9 +12,10 @@ try:
     from aicc.runtime.server.keys import ApiKeys
     from aicc.runtime.server.listener import serve
     from aicc.runtime.server.recording import AccessLog
+    from aicc.runtime.server.tracing import Tracing
 except ModuleNotFoundError as error:
     if error.name not in ("starlette", "uvicorn", "prometheus_client"):
         raise
     raise MismatchError(f"the server needs {error.name}.", "Install it: pip install 'aicc[serve]'.") from error
 
-__all__ = ["AccessLog", "ApiKeys", "Front", "Limits", "create_app", "serve"]
+__all__ = ["AccessLog", "ApiKeys", "Front", "Limits", "Tracing", "create_app", "serve"]

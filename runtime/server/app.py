@@ -24,6 +24,7 @@ from aicc.runtime.server.metrics import PATH as METRICS
 from aicc.runtime.server.metrics import Metrics
 from aicc.runtime.server.recording import AccessLog, Recorder
 from aicc.runtime.server.registry import Decoder, Registry, Tensors, served
+from aicc.runtime.server.tracing import Tracing
 from aicc.runtime.session import Session
 
 
@@ -55,12 +56,14 @@ class Front:
         keys: Who may ask; None is everybody.
         cors_origins: Origins whose web pages may ask: ``https://example.com``.
         access_log: Where requests are logged; None is nowhere.
+        tracing: Where their spans go; None is nowhere.
     """
 
     hosts: Collection[str] | None = LOOPBACK
     keys: ApiKeys | None = None
     cors_origins: Collection[str] = ()
     access_log: AccessLog | None = None
+    tracing: Tracing | None = None
 
 
 def create_app(
@@ -101,6 +104,8 @@ def build_app(
         await asyncio.gather(*(asyncio.to_thread(model.stop) for model in registry))
         if front.access_log is not None:
             front.access_log.close()
+        if front.tracing is not None:
+            await asyncio.to_thread(front.tracing.close)
 
     drain = drain or Drain()
     metrics = Metrics(registry)
@@ -128,7 +133,9 @@ def build_app(
 def _middleware(front: Front, drain: Drain, metrics: Metrics, limits: Limits) -> list[Middleware]:
     """What a request passes on its way to a route, outermost first."""
     probes = health.PATHS
-    passed = [Middleware(Recorder, metrics.ended, front.access_log, probes, limits.request_seconds)]
+    log, tracing = front.access_log, front.tracing
+    noted = [*([log.write] if log else []), *([tracing.ended] if tracing else [])]
+    passed = [Middleware(Recorder, metrics.ended, noted, probes, bool(log and log.prompts), limits.request_seconds)]
     if front.hosts is not None:
         passed.append(Middleware(KnownHosts, front.hosts))
     if front.cors_origins:

@@ -17,7 +17,7 @@ from aicc.runtime.request import Piece, Request, Timings
 from aicc.runtime.sampling import SamplingParams, TokenLogprobs
 from aicc.runtime.server.engine_thread import EngineThread
 from aicc.runtime.server.errors import ApiError, from_foreseen, too_late
-from aicc.runtime.server.recording import RequestRecord
+from aicc.runtime.server.recording import RequestRecord, SequenceTimes
 
 FinishReason = Literal["stop", "length"]
 log = logging.getLogger("uvicorn.error")
@@ -53,7 +53,6 @@ class Generation:
         self.model = engine.reserve(sequences)
         self._engine = engine
         self._record = record
-        self._submitted = 0.0
         self._reserved = sequences
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
@@ -99,12 +98,16 @@ class Generation:
         self, model: Model, ids: list[int], params: SamplingParams, param: str, constraint: Constraint | None
     ) -> Request:
         index = len(self._requests)
-        last = 0.0
+        times = SequenceTimes()
+        self._record.sequences.append(times)
 
         def emit(piece: Piece) -> None:
-            nonlocal last
-            if piece.token_ids:
-                last = self._observe(request, len(piece.token_ids), last)
+            now, last = time.monotonic(), times.ended
+            times.ended = now
+            if not times.first_token:
+                self._begun(request, times, now, bool(piece.token_ids))
+            elif piece.token_ids:
+                self._engine.observer.next_tokens(len(piece.token_ids), now - last)
             self._engine.call_after_step(self._loop, partial(self._pieces.put_nowait, (index, piece)))
 
         try:
@@ -115,18 +118,18 @@ class Generation:
             raise from_foreseen(error, at_fault) from error
         return request
 
-    def _observe(self, request: Request, tokens: int, last: float) -> float:
-        """Tell of new tokens, on the engine's thread; when they came, as the next are told ``last``."""
-        now = time.monotonic()
-        if last:
-            self._engine.observer.next_tokens(tokens, now - last)
-            return now
+    def _begun(self, request: Request, times: SequenceTimes, now: float, is_token: bool) -> None:
+        """Note when a sequence began, at its first piece, a token unless it ends without; on the engine's thread."""
+        prefill = request.timings.prefill_s
+        queued = max(0.0, now - times.submitted - prefill)
+        times.begun = times.submitted + queued if prefill else 0.0
+        if not is_token:
+            return
+        times.first_token = now
         since = now - self._record.started
-        queued = max(0.0, now - self._submitted - request.timings.prefill_s)
         self._engine.observer.first_token(since, queued)
         if self._record.first_token_seconds is None:
             self._record.first_token_seconds = since
-        return now
 
     def start(self) -> None:
         """Hand the prepared sequences to the engine.
@@ -134,7 +137,9 @@ class Generation:
         Raises:
             ApiError: The model has failed meanwhile.
         """
-        self._submitted = time.monotonic()
+        now = time.monotonic()
+        for times in self._record.sequences:
+            times.submitted = now
         self._engine.submit(self._requests)
         self._reserved = 0
 

@@ -28,6 +28,7 @@ from aicc.runtime.server.keys import ApiKeys
 from aicc.runtime.server.model_thread import ModelThread
 from aicc.runtime.server.recording import AccessLog
 from aicc.runtime.server.registry import Decoder, Registry, Tensors, served
+from aicc.runtime.server.tracing import Tracing
 from aicc.runtime.speculation import SpeculationOptions
 
 _FLUSH_SECONDS = 5  # for the last words of answers that are cut off
@@ -51,6 +52,7 @@ def serve(
     tls_key: str | os.PathLike[str] | None = None,
     access_log: str | os.PathLike[str] | None = None,
     log_prompts: bool = False,
+    otlp_endpoint: str | None = None,
     limits: Limits | None = None,
     idle_seconds: float = 30.0,
     drain_seconds: float = 30.0,
@@ -82,6 +84,7 @@ def serve(
         tls_key: PEM file of its key.
         access_log: File to append the access log to; None is stderr.
         log_prompts: Whether it has the requests' bodies.
+        otlp_endpoint: Base address of an OpenTelemetry collector, which gets spans of the requests.
         limits: What to take on.
         idle_seconds: Longest a connection may stand still: without a request, in the middle of one's headers,
             or not reading the answer.
@@ -101,6 +104,7 @@ def serve(
     _check_exposure(host, keys, insecure)
     _check_origins(cors_origins)
     log = AccessLog(access_log, log_prompts)
+    tracing = None if otlp_endpoint is None else Tracing.to(otlp_endpoint)
 
     def changed(name: str, thread: ModelThread[Any]) -> None:
         if thread.model is None:
@@ -126,7 +130,7 @@ def serve(
         announce("note: keys cross the network in the clear; give --tls-certificate and --tls-key, or use a proxy")
     hosts = None if insecure or keys else {*LOOPBACK, host, address}
     drain = Drain()
-    app = build_app(registry, limits, Front(hosts, keys, cors_origins, log), drain)
+    app = build_app(registry, limits, Front(hosts, keys, cors_origins, log, tracing), drain)
     config = uvicorn.Config(
         app,
         http=Connection,  # uvicorn's h11, the same parser everywhere, whatever else is installed

@@ -9,7 +9,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
@@ -22,7 +22,25 @@ from aicc.runtime.errors import UsageError
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 log = logging.getLogger("uvicorn.error")
+_TRACE_CONTEXT = (b"traceparent", b"tracestate")
 _KEY = "aicc.record"  # where a request's scope has its record
+
+
+@dataclass(slots=True)
+class SequenceTimes:
+    """When a sequence came how far, by ``time.monotonic``; 0 is not yet.
+
+    Attributes:
+        submitted: When it was handed to the engine.
+        begun: First token, less the steps that read its prompt.
+        first_token: When it had that.
+        ended: When its newest token or its end came.
+    """
+
+    submitted: float = 0.0
+    begun: float = 0.0
+    first_token: float = 0.0
+    ended: float = 0.0
 
 
 @dataclass(slots=True)
@@ -47,6 +65,8 @@ class RequestRecord:
         completion_tokens: Generated for it.
         first_token_seconds: From its start to the first token of any of its sequences.
         finish_reasons: Of its sequences: ``stop``, ``length``, ``cancelled`` or ``error``.
+        sequences: When each of its sequences came how far.
+        trace_context: The caller's ``traceparent`` and ``tracestate``, as they were sent.
         body: As it was sent, if it is to be logged.
     """
 
@@ -67,6 +87,8 @@ class RequestRecord:
     completion_tokens: int | None = None
     first_token_seconds: float | None = None
     finish_reasons: Sequence[str] = ()
+    sequences: list[SequenceTimes] = field(default_factory=list)
+    trace_context: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
 
     @property
@@ -155,8 +177,9 @@ class Recorder:
     Args:
         app: What answers.
         ended: Called with each record.
-        log: Where to log them.
-        quiet_paths: Which are not logged when they are answered 200.
+        noted: Called with those that are worth a note.
+        quiet_paths: Which are not, when they are answered 200.
+        keeps_body: Whether records have the body.
         most_seconds: Longest an answer may take; None is no limit.
     """
 
@@ -164,14 +187,16 @@ class Recorder:
         self,
         app: ASGIApp,
         ended: Callable[[RequestRecord], None],
-        log: AccessLog | None,
+        noted: Sequence[Callable[[RequestRecord], None]],
         quiet_paths: Collection[str],
+        keeps_body: bool,
         most_seconds: float | None,
     ) -> None:
         self._app = app
         self._ended = ended
-        self._log = log
+        self._noted = noted
         self._quiet_paths = frozenset(quiet_paths)
+        self._keeps_body = keeps_body
         self._most_seconds = most_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -197,11 +222,15 @@ class Recorder:
             record.seconds = time.monotonic() - record.started
             record.endpoint = getattr(scope.get("route"), "path", "")
             self._ended(record)
-            if self._log is not None and not (record.path in self._quiet_paths and record.status == 200):
-                self._log.write(record)
+            if record.path not in self._quiet_paths or record.status != 200:
+                for note in self._noted:
+                    note(record)
 
     def _record(self, scope: Scope) -> RequestRecord:
-        given = [value for name, value in scope["headers"] if name == b"x-request-id"]
+        headers: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name, []).append(value)
+        given = headers.get(b"x-request-id", [])
         sane = len(given) == 1 and _SANE_ID.fullmatch(given[0])
         return RequestRecord(
             id=given[0].decode("ascii") if sane else secrets.token_hex(12),
@@ -209,5 +238,8 @@ class Recorder:
             method=scope["method"],
             path=scope.get("raw_path", scope["path"].encode()).decode("ascii", "backslashreplace")[:1000],
             most_seconds=self._most_seconds,
-            keeps_body=self._log is not None and self._log.prompts,
+            keeps_body=self._keeps_body,
+            trace_context={
+                name.decode(): b",".join(headers[name]).decode("latin-1") for name in _TRACE_CONTEXT if name in headers
+            },
         )
