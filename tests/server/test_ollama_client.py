@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import ollama
 import pytest
@@ -16,8 +17,8 @@ from aicc.runtime.artifact import Artifact
 from aicc.runtime.generator import Model
 from aicc.runtime.provider import DecoderExecutable
 from aicc.runtime.server import ApiKeys, Front, create_app
-from aicc.runtime.server.ollama.conversation import sampling_params
-from aicc.runtime.server.ollama.schema import Options
+from aicc.runtime.server.ollama.conversation import chat_of, sampling_params
+from aicc.runtime.server.ollama.schema import ChatRequest, Options
 from aicc.runtime.session import Session
 
 MESSAGES: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
@@ -109,30 +110,92 @@ def test_json_and_schemas_are_enforced(client: ollama.Client) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_calls_come_whole_and_one_that_is_cut_off_does_not(client: ollama.Client, stream: bool) -> None:
-    # The format leaves the model nothing else to say than null, or calls; it has room for one and a half.
-    asked: dict[str, Any] = {"tools": [WEATHER], "format": {"type": "null"}, "options": GREEDY | {"num_predict": 50}}
+def test_calls_come_whole_and_one_that_is_cut_off_does_not(client: ollama.Client, model: Model, stream: bool) -> None:
+    # The format leaves the model nothing else to say than null, or calls.
     question = [{"role": "user", "content": "What is the weather in Paris?"}]
 
-    answers = client.chat(NAME, question, stream=stream, **asked)
+    def ask(most: int) -> list[ollama.ChatResponse]:
+        options = GREEDY | {"num_predict": most}
+        answers = client.chat(NAME, question, tools=[WEATHER], format={"type": "null"}, options=options, stream=stream)
+        return list(answers) if stream else [answers]
 
-    parts = list(answers) if stream else [answers]
+    *whole, last = [called(call) for part in ask(400) for call in part.message.tool_calls or []]
+    spoken = "\n".join([*map(spelled, whole), spelled(last).partition(': {"')[0]])  # before its first argument
+    parts = ask(len(model.tokenizer.encode(spoken)) + 3)
+
+    assert [called(call) for part in parts for call in part.message.tool_calls or []] == whole
     assert "".join(part.message.content or "" for part in parts) == ""
-    calls = [call for part in parts for call in part.message.tool_calls or []]
-    assert {call.function.name for call in calls} == {"get_weather"}
-    assert all(isinstance(call.function.arguments, dict) for call in calls)
     assert parts[-1].done_reason == "length"
 
 
-def test_results_of_calls_go_on_with_the_conversation(client: ollama.Client, model: Model) -> None:
-    call = {"function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
-    turns = [*MESSAGES, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    result = {"role": "tool", "content": "11 degrees", "tool_name": "get_weather"}
+def called(call: ollama.Message.ToolCall) -> dict[str, Any]:
+    return {"name": call.function.name, "arguments": dict(call.function.arguments)}
 
-    answer = client.chat(NAME, [*turns, result], tools=[WEATHER], options=GREEDY)
 
-    assert answer.message.content or answer.message.tool_calls
-    assert (answer.prompt_eval_count or 0) > len(model.chat_ids(MESSAGES))
+def spelled(call: dict[str, Any]) -> str:
+    """A call as this model writes it and reads it."""
+    return f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
+
+
+def test_the_model_reads_its_calls_and_their_results_where_they_were_said(client: ollama.Client, model: Model) -> None:
+    calls = [{"name": "get_weather", "arguments": {"city": city}} for city in ("Paris", "Rome")]
+    asked: list[Any] = [
+        *MESSAGES,
+        {"role": "assistant", "content": "", "tool_calls": [{"function": call} for call in calls]},
+        {"role": "tool", "content": "11 degrees", "tool_name": "get_weather"},
+        {"role": "tool", "content": "19 degrees", "tool_name": "get_weather"},
+        {"role": "user", "content": "Which is warmer?"},
+    ]
+    read = [
+        *MESSAGES,
+        {"role": "assistant", "content": "\n".join(map(spelled, calls))},
+        {
+            "role": "user",
+            "content": "<tool_response>\n11 degrees\n</tool_response>\n<tool_response>\n19 degrees\n</tool_response>",
+        },
+        {"role": "user", "content": "Which is warmer?"},
+    ]
+    ids = model.chat_ids(read)
+
+    answer = client.chat(NAME, asked, options=GREEDY)
+
+    assert answer.prompt_eval_count == len(ids)
+    assert answer.message.content == model.generate(ids, temperature=0, max_tokens=12).text
+
+
+def test_results_are_told_apart_by_id_name_or_order() -> None:
+    calls = [
+        {"id": "a", "function": {"name": "time", "arguments": {}}},
+        {"function": {"name": "weather", "arguments": {"city": "Paris"}}},
+        {"function": {"name": "weather", "arguments": {"city": "Rome"}}},
+        {"id": "b", "function": {"name": "time", "arguments": {}}},
+    ]
+    results = [
+        {"tool_name": "weather", "content": "11 degrees in Paris"},
+        {"tool_call_id": "b", "content": "six"},
+        {"content": "five"},
+        {"tool_name": "weather", "content": "19 degrees in Rome"},
+        {"tool_call_id": "c", "content": "of a call that is not here"},
+    ]
+    turns = [{"role": "assistant", "tool_calls": calls}, *({"role": "tool", **result} for result in results)]
+
+    first, *others = chat_of(msgspec.convert({"model": NAME, "messages": turns}, ChatRequest)).messages
+
+    ids = [call["id"] for call in first["tool_calls"]]
+    assert [(call["name"], call["arguments"]) for call in first["tool_calls"]] == [
+        ("time", {}),
+        ("weather", {"city": "Paris"}),
+        ("weather", {"city": "Rome"}),
+        ("time", {}),
+    ]
+    assert len(set(ids)) == 4
+    assert [(turn["content"], turn["tool_call_id"]) for turn in others] == [
+        ("11 degrees in Paris", ids[1]),
+        ("six", "b"),
+        ("five", "a"),
+        ("19 degrees in Rome", ids[2]),
+        ("of a call that is not here", "c"),
+    ]
 
 
 def test_models_are_listed_shown_and_running(client: ollama.Client, model: Model, url: str) -> None:
