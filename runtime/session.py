@@ -122,7 +122,9 @@ def check_inputs(specs: tuple[TensorSpec, ...], inputs: Mapping[str, Array]) -> 
         raise UsageError(f"the model has no input {unknown[0]!r}.", takes)
     if missing:
         raise UsageError(f"the input {missing[0]!r} is missing.", takes)
-    return {spec.name: _checked(spec, inputs[spec.name]) for spec in specs}
+    arrays = {spec.name: _checked(spec, inputs[spec.name]) for spec in specs}
+    _check_sizes(specs, arrays)
+    return arrays
 
 
 def _checked(spec: TensorSpec, value: Array) -> Array:
@@ -139,6 +141,23 @@ def _checked(spec: TensorSpec, value: Array) -> Array:
         raise UsageError(f"the input {spec.name!r} has shape {list(array.shape)} and must be {_describe(spec)}.")
     # Providers hand over addresses, so the bytes must be in order: contiguous and of this machine's endianness.
     return np.asarray(array, array.dtype.newbyteorder("="), order="C")
+
+
+def _check_sizes(specs: tuple[TensorSpec, ...], arrays: Mapping[str, Array]) -> None:
+    """A varying dimension has one size in all inputs; operators that broadcast would make a far larger tensor of two.
+
+    Raises:
+        UsageError: It has two.
+    """
+    first: dict[str, tuple[TensorSpec, int]] = {}
+    for spec in specs:
+        for name, size in zip(spec.shape, arrays[spec.name].shape, strict=True):
+            if isinstance(name, str) and first.setdefault(name, (spec, size))[1] != size:
+                other, wanted = first[name]
+                message = (
+                    f"{name!r} is {wanted} in the input {other.name!r} and {size} in {spec.name!r}; they must agree."
+                )
+                raise UsageError(message, what_it_takes(specs))
 
 
 def _describe(spec: TensorSpec) -> str:

@@ -5,8 +5,9 @@ import pytest
 from small_tensors import write_small
 
 from aicc.runtime import load
+from aicc.runtime.artifact import TensorSpec
 from aicc.runtime.errors import UsageError
-from aicc.runtime.session import Session
+from aicc.runtime.session import Session, check_inputs
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +64,14 @@ def test_a_wrong_input_is_named_with_what_the_model_takes(session, inputs, chang
 def test_an_unknown_signature_is_refused_with_those_there_are(session, inputs):
     with pytest.raises(UsageError, match="default"):
         session.run(inputs, signature="other")
+
+
+def test_one_varying_size_is_the_same_in_all_inputs():
+    sizes = {"a": 2, "b": "width", "c": "width"}
+    specs = tuple(TensorSpec(name, "float32", ("rows", size)) for name, size in sizes.items())
+    fit = {"a": np.ones((3, 2), np.float32), "b": np.ones((3, 5), np.float32), "c": np.ones((3, 5), np.float32)}
+
+    assert list(check_inputs(specs, fit)) == ["a", "b", "c"]
+    for name, shape in (("b", (1, 5)), ("c", (3, 1))):
+        with pytest.raises(UsageError, match="must agree"):
+            check_inputs(specs, fit | {name: np.ones(shape, np.float32)})

@@ -1,7 +1,9 @@
 """The Open Inference Protocol: Triton's own client, and what it would not send."""
 
+import asyncio
 import json
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,18 @@ import httpx
 import numpy as np
 import pytest
 from environments import environment
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from live_server import health, listening
+from small_tensors import write_small
 
+from aicc.runtime import load
+from aicc.runtime.artifact import Signature
 from aicc.runtime.server import ApiKeys, Front, create_app
+from aicc.runtime.server.open_inference import numbers
+from aicc.runtime.server.open_inference.tensors import Entry
+from aicc.runtime.server.registry import served
 from aicc.runtime.session import Session
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
@@ -22,6 +33,17 @@ NAMES = ("input_ids", "attention_mask", "token_type_ids")
 def url(encoder: Session) -> Iterator[str]:
     with listening(create_app({"minilm": encoder})) as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """A model of several types, with a second signature that gives one of its outputs."""
+    folder = tmp_path_factory.mktemp("small")
+    default = write_small(folder / "first.aicc", "reference:cpu").manifest.signatures["default"]
+    more = {"doubling": Signature(default.inputs, default.outputs[1:])}
+    with load(write_small(folder / "small.aicc", "reference:cpu", more=more).path) as session:
+        assert isinstance(session, Session)
+        yield session
 
 
 def tensor(name: str, **change: Any) -> dict[str, Any]:
@@ -53,10 +75,17 @@ def test_triton_s_client_gets_what_the_model_gives(url: str, encoder: Session, t
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"shape": [1, 2]}, "'inputs[0].data' has the shape"),
-        ({"shape": [2**40] * 32}, "'inputs[0].data' has the shape"),
-        ({"shape": [-1, 3]}, "'inputs[0].shape[0]'"),
+        ({"shape": [1, 2]}, "'inputs[0].data'"),
+        ({"shape": [2**40] * 32}, "'inputs[0].data'"),
+        ({"shape": [2**40] * 33}, "'inputs[0].shape'"),
+        ({"shape": [10**4000, 3]}, "'inputs[0].shape"),
+        ({"shape": [-1, 3]}, "'inputs[0].shape'"),
+        ({"shape": [-1, -3]}, "'inputs[0].shape'"),
         ({"shape": [0, 3], "data": []}, "'inputs[0].shape'"),
+        ({"shape": [3, 1]}, "must agree"),
+        ({"shape": [3, 1], "data": [[1, 1, 1]]}, "'inputs[0].data'"),
+        ({"data": [True, 1, 1]}, "'inputs[0].data'"),
+        ({"data": 1}, "'inputs[0].data'"),
         ({"shape": [3]}, "'inputs'"),
         ({"datatype": "INT32"}, "'inputs'"),
         ({"datatype": "BYTES"}, "'inputs[0].datatype'"),
@@ -126,3 +155,95 @@ def test_health_needs_no_key_and_the_rest_does(encoder: Session) -> None:
         codes = [httpx.get(f"{url}/v2{path}").status_code for path in ("/health/live", "/health/ready", "")]
 
     assert codes == [200, 200, 401]
+
+
+def test_every_signature_is_a_version(small: Session) -> None:
+    inputs = [
+        {"name": "x", "shape": [1, 8], "datatype": "FP32", "data": [[0.5] * 8]},
+        {"name": "negate", "shape": [], "datatype": "BOOL", "data": [True]},
+        {"name": "fixed", "shape": [2], "datatype": "INT64", "data": [3, -4]},
+    ]
+    with listening(create_app({"small": small})) as url:
+        model = f"{url}/v2/models/small"
+        cards = [httpx.get(address).json() for address in (model, f"{model}/versions/doubling")]
+        found = [
+            httpx.post(f"{model}{path}/infer", json={"inputs": inputs}).json()
+            for path in ("", "/versions/default", "/versions/doubling")
+        ]
+        ready = httpx.get(f"{model}/versions/doubling/ready").json()
+        unknown = [httpx.get(f"{model}/versions/2{path}") for path in ("", "/ready")]
+        unknown.append(httpx.post(f"{model}/versions/2/infer", json={"inputs": inputs}))
+
+    assert [card["versions"] for card in cards] == [["default", "doubling"]] * 2
+    assert [[output["name"] for output in card["outputs"]] for card in cards] == [["y", "doubled"], ["doubled"]]
+    assert found[0] == found[1]
+    assert [answer["model_version"] for answer in found] == ["default", "default", "doubling"]
+    assert found[2]["outputs"] == [{"name": "doubled", "datatype": "INT64", "shape": [2], "data": [6, -8]}]
+    assert ready == {"name": "small", "ready": True}
+    assert [answer.status_code for answer in unknown] == [404] * 3
+    assert "It has: default, doubling." in unknown[0].json()["error"]
+
+
+def test_tensors_of_many_numbers_come_whole(small: Session) -> None:
+    given = {"x": np.random.default_rng(0).standard_normal((600, 8), np.float32)}
+    given |= {"negate": np.array(False), "fixed": np.array([1, 2])}
+    types = {"x": "FP32", "negate": "BOOL", "fixed": "INT64"}
+    inputs = [
+        {"name": name, "shape": array.shape, "datatype": types[name], "data": array.reshape(-1).tolist()}
+        for name, array in given.items()
+    ]
+    nested = [inputs[0] | {"data": given["x"].tolist()}, *inputs[1:]]
+    with listening(create_app({"small": small})) as url:
+        for body in (inputs, nested):
+            answer = httpx.post(f"{url}/v2/models/small/infer", json={"inputs": body}, timeout=60).json()
+            found = np.array(answer["outputs"][0]["data"], np.float32).reshape(answer["outputs"][0]["shape"])
+
+            np.testing.assert_array_equal(found, small.run(given)["y"])
+
+
+def test_what_takes_long_leaves_the_event_loop_alone(small: Session) -> None:
+    model = served("small", small.manifest, lambda: small, 1)
+    try:
+        threads = [asyncio.run(Entry(model, "default").apart(n, threading.current_thread)) for n in (1000, 10**6)]  # type: ignore[arg-type]
+    finally:
+        model.stop()
+
+    assert threads[0] is threading.current_thread()
+    assert threads[1].name.startswith("aicc-text")
+
+
+@given(
+    arrays.array_shapes(max_dims=4, max_side=6).flatmap(
+        lambda shape: st.sampled_from(["bool", "int8", "uint64", "int64", "float32", "float64"]).flatmap(
+            lambda dtype: arrays.arrays(
+                dtype, shape, elements={"allow_nan": False, "allow_infinity": False} if dtype[0] == "f" else None
+            )
+        )
+    ),
+    st.booleans(),
+    st.sampled_from([3, 10, 1 << 16]),
+)
+def test_numbers_are_what_was_written(array: np.ndarray, nested: bool, piece: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numbers, "_PIECE", piece)
+        json_ = json.dumps(array.tolist()).encode() if nested else bytes(numbers.write(array))
+        found = numbers.read(json_, array.dtype, array.shape)
+
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, array)
+        for other in ((array.size + 1,), (*array.shape, 2), (2**40,) * 3):
+            with pytest.raises(ValueError, match="do not fit"):
+                numbers.read(json_, array.dtype, other)
+
+
+@pytest.mark.parametrize("piece", [3, 1 << 16])
+@pytest.mark.parametrize("wrong", ['"1,2"', "null", "[1]", '{"a":1}', "1.5", "true", "256", "-1", "1,1"])
+def test_what_is_no_list_of_numbers_is_found_in_any_piece(
+    wrong: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numbers, "_PIECE", piece)
+    for place in range(12):
+        texts = [str(place)] * 12
+        texts[place] = wrong
+        with pytest.raises(ValueError, match="do not fit"):
+            numbers.read(f"[{','.join(texts)}]".encode(), np.dtype("uint8"), (3, 4))

@@ -1,6 +1,8 @@
 """A model of tensors with large constants in every place ONNX has for them."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -9,7 +11,7 @@ import onnx_ir as ir
 from aicc.compiler.facts import graph_signatures
 from aicc.compiler.package import ArtifactWriter
 from aicc.compiler.report import CompileReport
-from aicc.runtime.artifact import Artifact, Format, Manifest, MemoryFacts, SourceInfo, Variant
+from aicc.runtime.artifact import Artifact, Format, Manifest, MemoryFacts, Signature, SourceInfo, Variant
 
 WIDTH = 512
 _rng = np.random.default_rng(3)
@@ -48,7 +50,8 @@ def small_graph() -> ir.Model:
     return ir.from_proto(proto)
 
 
-def write_small(output: Path, *targets: str) -> Artifact:
+def write_small(output: Path, *targets: str, more: Mapping[str, Signature] = MappingProxyType({})) -> Artifact:
+    """The model for some targets, with more signatures than the one of its graph."""
     graph = small_graph()
     manifest = Manifest(
         format=Format(0, 0),
@@ -57,7 +60,7 @@ def write_small(output: Path, *targets: str) -> Artifact:
         producer={},
         source=SourceInfo("small", "onnx", "0" * 64),
         quantization="float32",
-        signatures=graph_signatures(graph),
+        signatures=graph_signatures(graph) | more,
         variants=tuple(Variant(target.replace(":", "-"), target, ()) for target in targets),
         memory=MemoryFacts(weight_bytes=1000),
         files=(),
