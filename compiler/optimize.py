@@ -6,20 +6,17 @@ import time
 from collections.abc import Callable
 
 import onnx_ir as ir
-import onnxscript.optimizer
 from onnx_ir.passes import PassError, common
 
 from aicc.compiler.constants import refuse_large_constants
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.memory import memory_bounded
 from aicc.compiler.passes.flatten_softmax import FlattenSoftmax
+from aicc.compiler.passes.fold_constants import fold_constants
 from aicc.compiler.passes.merge_projections import MergeProjections
 from aicc.compiler.report import PassRecord
 from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
-
-# Only small constants are folded: folding a weight would read it, and undo its quantisation.
-_FOLD_LIMIT_BYTES = 1024
 
 
 def optimize(imported: ImportedModel, target: Target) -> list[PassRecord]:
@@ -38,19 +35,17 @@ def optimize(imported: ImportedModel, target: Target) -> list[PassRecord]:
         passes.append(("merge projections", MergeProjections()))
     passes.append(("remove unused", common.RemoveUnusedNodesPass()))
     if imported.info.kind != "onnx":
-        return [_run(name, step, imported.graph) for name, step in passes]
+        return [run_pass(name, step, imported.graph) for name, step in passes]
     weights = (value.const_value for value in imported.graph.graph.initializers.values())
     with memory_bounded(sum(tensor.nbytes for tensor in weights if tensor is not None)):  # folding may ask for any size
-        records = [_run(name, step, imported.graph) for name, step in passes]
+        records = [run_pass(name, step, imported.graph) for name, step in passes]
     refuse_large_constants(imported.graph)
     return records
 
 
 def _onnxscript(model: ir.Model) -> None:
     try:
-        onnxscript.optimizer.optimize_ir(
-            model, input_size_limit=_FOLD_LIMIT_BYTES, output_size_limit=_FOLD_LIMIT_BYTES, onnx_shape_inference=False
-        )
+        fold_constants(model)
     except PassError as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -61,7 +56,8 @@ def _onnxscript(model: ir.Model) -> None:
         ) from error
 
 
-def _run(name: str, step: Callable[[ir.Model], object], model: ir.Model) -> PassRecord:
+def run_pass(name: str, step: Callable[[ir.Model], object], model: ir.Model) -> PassRecord:
+    """Run one pass over a graph and note what it did."""
     before, started = sum(1 for _ in model.graph.all_nodes()), time.perf_counter()
     step(model)
     return PassRecord(

@@ -232,10 +232,17 @@ class GraphDecoder(GraphExecutable):
             _, heads, _, size = memory.shape
             inputs[name] = memory[pages].transpose(1, 0, 2, 3).reshape(1, heads, -1, size)[:, :, :past]
         outputs = self._compute(inputs)
-        places = np.arange(past, total)
-        page, slot = pages[places // self._page_size], places % self._page_size
-        for name, memory in self._memory.items():
-            present = outputs[_PRESENT + name.removeprefix(_PAST)]
-            memory[page, :, slot] = present[0, :, past:].transpose(1, 0, 2)
+        self._keep({name: outputs[self._present(name)][:, :, past:] for name in self._memory}, past, pages)
         logits: Array = outputs["logits"][0]
         return logits
+
+    @staticmethod
+    def _present(name: str) -> str:
+        """The output that goes on what an input of the cache begins."""
+        return _PRESENT + name.removeprefix(_PAST)
+
+    def _keep(self, new: Mapping[str, Array], past: int, pages: NDArray[np.int32]) -> None:
+        """Write the keys and values of new tokens, ``[1, heads, tokens, size]`` each, into their pages."""
+        for name, memory in self._memory.items():
+            places = np.arange(past, past + new[name].shape[2])
+            memory[pages[places // self._page_size], :, places % self._page_size] = new[name][0].transpose(1, 0, 2)
