@@ -1,0 +1,91 @@
+"""Decoders as graphs of fixed shapes in simple operators, the cache kept by the host, against transformers."""
+
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+from aicc.compiler.facts import graph_signatures
+from aicc.compiler.importers import ImportedModel, Source, import_model
+from aicc.compiler.legalise import legalise
+from aicc.compiler.passes.explicit_cache import specialise_decoder
+from aicc.compiler.passes.static_shapes import is_static
+from aicc.runtime.errors import ResourceError
+from aicc.runtime.provider import TokenBatch
+from aicc.runtime.target import find_target
+from aicc.targets.portable import Evaluate
+from aicc.targets.static_decoder import BIAS, StaticDecoder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
+from miniatures import make_decoder
+from tolerances import assert_within
+
+# Windows, capped scores, half of each head turned, normalised heads, means and Gelu: each a rule of its own.
+NAMES = ("llama", "gemma3", "gemma2", "phi3", "qwen3", "starcoder2")
+SIMPLE = ("Attention", "RotaryEmbedding", "RMSNormalization", "LayerNormalization", "Gelu", "Swish")
+TARGET = msgspec.structs.replace(find_target("null:host"), op_rules=dict.fromkeys(SIMPLE, "decompose"), shapes="static")
+CONTEXT, CHUNK, TOKENS = 32, 8, 28
+
+
+def _evaluate(model: ir.Model) -> Evaluate:
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+
+def _decoder(imported: ImportedModel) -> StaticDecoder:
+    steps, biases = {}, set()
+    for tokens in (CHUNK, 1):
+        model = specialise_decoder(imported.graph, imported.llm.context_length, tokens, CONTEXT)
+        legalise(model, TARGET)
+        assert all(is_static(value) for node in model.graph for value in node.outputs)
+        assert not {node.op_type for node in model.graph} & set(SIMPLE)
+        steps[tokens] = _evaluate(model)
+        biases |= {str(v.name) for v in model.graph.inputs if str(v.name).startswith(BIAS)}
+    return StaticDecoder(steps, sorted(biases), CONTEXT, graph_signatures(imported.graph), "onnxruntime", 64)
+
+
+def _batch(tokens: np.ndarray, past: int, page: int = 0) -> TokenBatch:
+    """One sequence in three pages of 16, all its logits wanted."""
+    starts, pages = np.array([0, len(tokens)], np.int32), np.arange(page, page + 3, dtype=np.int32)
+    rows = np.arange(len(tokens), dtype=np.int32)
+    return TokenBatch(tokens, starts, np.array([past], np.int32), pages, np.array([0, 3], np.int32), rows)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pieces_of_any_length_compute_what_transformers_computes_at_once(name: str, tmp_path: Path) -> None:
+    model = make_decoder(name)
+    model.save_pretrained(tmp_path)
+    ids = torch.randint(3, 211, (1, TOKENS), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(ids).logits.numpy()[0]
+    decoder = _decoder(import_model(Source(tmp_path, "huggingface", "miniature")))
+    pieces = [_batch(ids.numpy()[0, a:b], a) for a, b in ((0, 5), (5, 13), (13, 14), (14, 23), (23, TOKENS))]
+    assert_within("model", np.concatenate([decoder.forward(piece) for piece in pieces]), expected)
+    decoder.close()
+
+
+def test_a_sequence_longer_than_the_compiled_context_is_refused(tmp_path: Path) -> None:
+    make_decoder("llama").save_pretrained(tmp_path)
+    decoder = _decoder(import_model(Source(tmp_path, "huggingface", "miniature")))
+    for past in range(0, CONTEXT, CHUNK):
+        decoder.forward(_batch(np.arange(3, 3 + CHUNK), past))
+    with pytest.raises(ResourceError, match="32 tokens of context"):
+        decoder.forward(_batch(np.array([3]), CONTEXT))
+
+
+def test_the_context_may_end_within_a_chunk(tmp_path: Path) -> None:
+    """Near the end the cache leaves no room for a whole chunk, and single tokens go on."""
+    model = make_decoder("llama")
+    model.save_pretrained(tmp_path)
+    ids = torch.randint(3, 211, (1, CONTEXT), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = model(ids).logits.numpy()[0]
+    decoder = _decoder(import_model(Source(tmp_path, "huggingface", "miniature")))
+    pieces = [_batch(ids.numpy()[0, a:b], a) for a, b in ((0, 8), (8, 16), (16, 21), (21, 28), (28, CONTEXT))]
+    assert_within("model", np.concatenate([decoder.forward(piece) for piece in pieces]), expected)
