@@ -1,11 +1,12 @@
-"""What the engine saves: prompts that begin alike, and drafts; one artifact, one sequence at a time.
+"""What the engine saves and costs: prompts that begin alike, drafts, sampling; one artifact.
 
     python benchmarks/engine.py build/smollm2-cpu.aicc
 
 Prefix: the time to the first token of a prompt of 1,000 tokens and a question, then of the same
 prompt with other questions. Drafts: tokens a second with and without, rounds alternating, of a text
 that repeats itself, of a table whose rows differ in numbers, of an ordinary answer (greedy) and of an
-improbable one (temperature 1).
+improbable one (temperature 1). Sampling: milliseconds for a step of 64 sequences, which the chip waits
+for, and those of the step without it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ import sys
 import time
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
-from aicc.runtime import Model, SpeculationOptions, load
+import msgspec
+
+from aicc.runtime import Model, SamplingParams, SpeculationOptions, load
+from aicc.runtime.sampling import Sampler
 
 _TABLE = "".join(f"| item {i} | {i * 37 % 101} pieces | shelf {i % 7} |\n" for i in range(1, 25))
 _NEWS = (
@@ -31,6 +36,14 @@ _PROMPTS = {
     "improbable": ("Tell me about a day at the sea.", 1.0),
 }
 _TOKENS, _ROUNDS = 150, 7
+_SEQUENCES = 64
+_SAMPLED = {
+    "greedy": SamplingParams(),
+    "temperature": SamplingParams(temperature=0.8),
+    "top_p": SamplingParams(temperature=0.8, top_p=0.95),
+    "top_k": SamplingParams(temperature=0.8, top_k=50),
+    "min_p": SamplingParams(temperature=0.8, min_p=0.05),
+}
 
 
 def first_token(model: Model, ids: Sequence[int]) -> float:
@@ -90,5 +103,43 @@ def drafts(path: str) -> dict[str, dict[str, float]]:
     return found
 
 
+def sampling(path: str) -> dict[str, dict[str, float]]:
+    """Milliseconds of steps of 64 sequences: the sampling, and all else."""
+    spent = 0.0
+    found = {}
+    original = Sampler.sample
+
+    def timed(self: Sampler, *arguments: Any) -> int:
+        nonlocal spent
+        start = time.perf_counter()
+        token = original(self, *arguments)
+        spent += time.perf_counter() - start
+        return token
+
+    Sampler.sample = timed  # type: ignore[method-assign]
+    with load(path, kv_tokens=_SEQUENCES * 64) as model:
+        assert isinstance(model, Model)
+        ids = model.tokenizer.encode(_NEWS + _TABLE)
+        for name, options in _SAMPLED.items():
+            params = msgspec.structs.replace(options, max_tokens=32, ignore_eos=True, seed=1)
+            for i in range(_SEQUENCES):
+                model.engine.submit(model.request(ids[5 * i : 5 * i + 10], params, lambda piece: None))
+            steps = []
+            while True:
+                start, spent = time.perf_counter(), 0.0
+                if not (sequences := model.engine.step()):
+                    break
+                if sequences == _SEQUENCES:
+                    steps.append((spent, time.perf_counter() - start - spent))
+            steps = steps[4:]  # that read the prompts
+            found[name] = {
+                "sampling_ms": 1e3 * median(ours for ours, _ in steps),
+                "rest_ms": 1e3 * median(rest for _, rest in steps),
+            }
+    Sampler.sample = original  # type: ignore[method-assign]
+    return found
+
+
 if __name__ == "__main__":
-    print(json.dumps({"prefix": prefix(sys.argv[1]), "drafts": drafts(sys.argv[1])}, indent=2))
+    path = sys.argv[1]
+    print(json.dumps({"prefix": prefix(path), "drafts": drafts(path), "sampling": sampling(path)}, indent=2))

@@ -118,12 +118,12 @@ class Engine:
             for request in requests:
                 request.end("error", error)
             return
-        row = 0
+        best, row = logits.argmax(axis=1), 0
         for request, new in scheduled:
             past, end, length = request.cached, request.cached + new, request.length
             rows = end - request.logits_from(past, end)
             try:
-                request.accept(logits[row : row + rows], started)
+                request.accept(logits[row : row + rows], best[row : row + rows], started)
             except Exception as error:
                 if not isinstance(error, UsageError):  # logits may be bad because keys and values are
                     self._scheduler.allocator.forget()

@@ -198,11 +198,12 @@ class Request:
             return min(max(past, len(self.prompt_logprobs) - 1), end)
         return min(self.length - 1, end)
 
-    def accept(self, logits: NDArray[np.float32], since: float) -> None:
+    def accept(self, logits: NDArray[np.float32], best: NDArray[np.int64], since: float) -> None:
         """Go on with the logits that a step made: of prompt tokens, of the last token, of drafts after it.
 
         Args:
             logits: float32 ``[rows, vocab]``, of the tokens from :meth:`logits_from` on.
+            best: int64 ``[rows]``, the first of the largest of each.
             since: When the step began, by ``time.perf_counter``.
         """
         unread = self.prompt_length - len(self.prompt_logprobs) if self.reads_prompt else 0
@@ -215,14 +216,14 @@ class Request:
                 self.end("length")
             return
         drafts = self.tokens[self.length : self.length + len(logits) - unread - 1].tolist()
-        for row, draft in zip(logits[unread:], [*drafts, None], strict=True):
-            if self._next(row, since) != draft or self.finish_reason is not None:
+        for row, largest, draft in zip(logits[unread:], best[unread:].tolist(), [*drafts, None], strict=True):
+            if self._next(row, largest, since) != draft or self.finish_reason is not None:
                 return
             since = time.perf_counter()
 
-    def _next(self, logits: NDArray[np.float32], since: float) -> int:
+    def _next(self, logits: NDArray[np.float32], largest: int, since: float) -> int:
         """Take the next token from the logits of the last one, and emit it."""
-        token = self._sampler.sample(logits, self._constraint.mask() if self._constraint else None)
+        token = self._sampler.sample(logits, self._constraint.mask() if self._constraint else None, largest)
         self.spend(since)
         if self._constraint:
             self._constraint.advance(token)

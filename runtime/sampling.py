@@ -22,7 +22,9 @@ from aicc.runtime.errors import QualityError, UsageError
 _MAX_STOPS = 16
 _MAX_STOP_CHARACTERS = 1024
 _MAX_LOGPROBS = 20
-_ROWS = 64
+_ROWS = 64  # a vocabulary is read as a table of so many, to bound its largest values
+_SHARERS = 256
+_BLOCK = 256
 _MAX_INTEGER = 2**63 - 1
 
 
@@ -191,23 +193,27 @@ class Sampler:
         seed = params.seed if params.seed is None else int(params.seed) % 2**64
         self._random = np.random.Generator(np.random.Philox(seed))
 
-    def sample(self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None) -> int:
+    def sample(
+        self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None, best: int | None = None
+    ) -> int:
         """The next token.
 
         Args:
             logits: float32 ``[vocab]``; left unchanged.
             allowed: bool ``[vocab]``, the tokens to choose from, at least one; None is all.
+            best: The first of the largest logits, if the caller knows it.
 
         Raises:
             AiccError: The logits are not numbers, so the model is broken.
         """
-        if self._params.temperature == 0:
-            adjusted = self._adjust(logits, allowed)
-            token = int(adjusted.argmax())
-            _check_finite(float(adjusted[token]))
-        else:
-            ids, probabilities = self.probabilities(logits, allowed)
-            token = int(ids[_draw(probabilities, self._random.random())])
+        adjusted = self._adjust(logits, allowed)
+        token = int(adjusted.argmax()) if best is None or adjusted is not logits else best
+        highest = float(adjusted[token])
+        _check_finite(highest)
+        if self._params.temperature > 0:
+            ids, weights = self._weights(adjusted, highest)
+            drawn = _draw(weights, self._random.random())
+            token = drawn if ids is None else int(ids[drawn])
         if self._penalises:
             self._counts[token] = self._counts.get(token, 0) + 1
             self._seen[token] = True
@@ -225,26 +231,36 @@ class Sampler:
         Returns:
             int64 ``[n]`` ids and float32 ``[n]`` probabilities that sum to 1.
         """
-        params = self._params
         adjusted = self._adjust(logits, allowed)
         highest = float(adjusted.max())
         _check_finite(highest)
-        with np.errstate(over="ignore"):  # a tiny temperature sends all but the highest to -inf
-            scaled = (adjusted - np.float32(highest)) / np.float32(max(params.temperature, 1e-30))
-        if 0 < params.top_k < len(scaled):
-            ids = _largest(scaled, params.top_k)
-            scaled = scaled[ids]
-        else:
-            ids = np.arange(len(scaled))
-        weights = np.exp(scaled)
-        weights /= weights.sum()
+        ids, weights = self._weights(adjusted, highest)
+        return np.arange(len(weights)) if ids is None else ids, weights / weights.sum()
+
+    def _weights(
+        self, adjusted: NDArray[np.float32], highest: float
+    ) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
+        """Ascending ids of the tokens that the filters leave, None for all, and weights, of which the largest is 1.
+
+        A pass over a vocabulary takes 5 to 25 microseconds, and every sequence of a step waits for it: so there is
+        one of each kind, nothing is normalised before the end, and only what may be kept is sorted.
+        """
+        params, ids = self._params, None
+        if 0 < params.top_k < len(adjusted):
+            ids = _largest(adjusted, params.top_k)
+            adjusted = adjusted[ids]
+        weights = adjusted - np.float32(highest)
+        if params.temperature != 1:
+            with np.errstate(over="ignore"):  # a tiny temperature sends all but the highest to -inf
+                weights /= np.float32(max(params.temperature, 1e-30))
+        np.exp(weights, out=weights)
         if params.top_p < 1:
             kept = _nucleus(weights, params.top_p)
-            ids, weights = ids[kept], weights[kept]
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
         if params.min_p > 0:
-            kept = np.flatnonzero(weights >= np.float32(params.min_p) * weights.max())
-            ids, weights = ids[kept], weights[kept]
-        return ids, weights / weights.sum()
+            kept = np.flatnonzero(weights >= np.float32(params.min_p))
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
+        return ids, weights
 
     def _adjust(self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None) -> NDArray[np.float32]:
         """Logits after penalties, bias and constraint: a copy when anything changes, else the row itself."""
@@ -280,47 +296,54 @@ def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Indices of the ``count`` largest values, ascending; the lower index wins a tie. O(n)."""
     if not count:
         return np.empty(0, np.int64)
-    threshold = _nth_largest(values, count)
-    above = np.flatnonzero(values > threshold)
-    level = np.flatnonzero(values == threshold)[: count - len(above)]
-    return np.sort(np.concatenate((above, level)))
-
-
-def _nth_largest(values: NDArray[np.float32], count: int) -> np.float32:
-    """The value that ``count - 1`` others are not below."""
+    kept, head = None, values
     columns = len(values) // _ROWS
     if count < columns // 2:
         # ``count`` columns have a maximum of at least this, so nothing below it is among the largest.
         highest = values[: columns * _ROWS].reshape(_ROWS, columns).max(axis=0)
-        values = values[values >= np.partition(highest, columns - count)[columns - count]]
-    largest: np.float32 = np.partition(values, len(values) - count)[len(values) - count]
-    return largest
+        kept = np.flatnonzero(values >= np.partition(highest, columns - count)[columns - count])
+        head = values[kept]
+    chosen = _first(head, np.partition(head, len(head) - count)[len(head) - count], count)
+    return chosen if kept is None else kept[chosen]
+
+
+def _first(values: NDArray[np.float32], least: np.float32, count: int) -> NDArray[np.int64]:
+    """Indices of the ``count`` largest values, ascending, the last being ``least``; the lower index wins a tie."""
+    kept = np.flatnonzero(values >= least)
+    if len(kept) > count:
+        kept = np.delete(kept, np.flatnonzero(values[kept] == least)[count - len(kept) :])
+    return kept
 
 
 def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
-    """Indices of the fewest largest weights that sum to ``top_p`` or more, ascending; all weights sum to 1."""
-    ids, head = np.arange(len(weights)), weights
-    while True:
-        # Weights below an equal share of what may be left out are together less than that: usually a few
-        # hundred are left to be sorted.
-        spare = float(head.sum(dtype=np.float64)) - top_p
-        kept = np.flatnonzero(head >= np.float32(spare / len(head))) if spare > 0 else ids
-        if len(kept) > 0.9 * len(head):
+    """Indices of the fewest largest weights that sum to this part of all or more, ascending."""
+    total = float(weights.sum())
+    wanted = top_p * total
+    # Weights below an equal share of what may be left out are together less than that. A share of a few of them is
+    # usually enough to find all that is wanted; the last one is for what rounding may lack.
+    for sharers in (_SHARERS, len(weights), math.inf):
+        kept = np.flatnonzero(weights >= np.float32((total - wanted) / sharers))
+        head = weights[kept]
+        ordered = np.sort(head)[::-1]
+        cumulative = np.cumsum(ordered, dtype=np.float64)
+        if len(kept) and cumulative[-1] >= wanted:
             break
-        ids, head = ids[kept], head[kept]
-    cumulative = np.cumsum(np.sort(head)[::-1], dtype=np.float64)
-    count = int(np.searchsorted(cumulative, top_p, side="left")) + 1
-    return ids[_largest(head, min(count, len(head)))]
+    count = min(int(np.searchsorted(cumulative, wanted, side="left")) + 1, len(head))
+    return kept[_first(head, ordered[count - 1], count)]
 
 
 def _draw(weights: NDArray[np.float32], uniform: float) -> int:
-    """The index at which the running sum of weights passes this part (0 to 1) of the whole."""
+    """The index at which the running sum of weights passes this part (0 to 1) of all; never one without weight."""
     # In two steps, because numpy's running sum is much slower than its sum.
-    starts = np.arange(0, len(weights), 256)
+    starts = np.arange(0, len(weights), _BLOCK)
     sums = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
     target = uniform * sums[-1]
-    block = min(int(np.searchsorted(sums, target, side="right")), len(starts) - 1)
+    block = _passes(sums, target)
     start = int(starts[block])
-    inside = np.cumsum(weights[start : start + 256], dtype=np.float64)
-    before = sums[block - 1] if block else 0.0
-    return start + min(int(np.searchsorted(inside, target - before, side="right")), len(inside) - 1)
+    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
+    return start + _passes(inside, target - (sums[block - 1] if block else 0.0))
+
+
+def _passes(sums: NDArray[np.float64], target: float) -> int:
+    """Where a running sum passes a number that is below the last, or has been rounded up to it."""
+    return int(np.searchsorted(sums, min(target, np.nextafter(sums[-1], 0)), side="right"))

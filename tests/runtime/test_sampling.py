@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aicc.runtime.errors import AiccError, UsageError
-from aicc.runtime.sampling import Sampler, SamplingParams, TokenLogprobs, _draw, _largest
+from aicc.runtime.sampling import Sampler, SamplingParams, TokenLogprobs, _draw, _largest, _nucleus
 
 VOCAB = 40
 NO_PROMPT = np.empty(0, np.int64)
@@ -124,12 +124,30 @@ def test_a_nucleus_larger_than_the_first_look_is_found_whole():
 
 
 @given(
+    weights=st.lists(st.integers(0, 5) | st.sampled_from([0, 3000]), min_size=1, max_size=2000).filter(any),
+    top_p=st.floats(0.01, 1, exclude_max=True),
+)
+@settings(deadline=None)
+def test_a_nucleus_is_the_shortest_beginning_of_a_stable_sort_that_has_its_part_of_the_whole(weights, top_p):
+    array = np.array(weights, np.float32)
+    ranked = np.argsort(-array, kind="stable")
+    count = int(np.argmax(np.cumsum(array[ranked], dtype=np.float64) >= top_p * sum(weights))) + 1
+    assert _nucleus(array, top_p).tolist() == sorted(ranked[:count].tolist())
+
+
+@given(
     weights=st.lists(st.integers(0, 5), min_size=1, max_size=1000).filter(any),
     uniform=st.floats(0, 1, exclude_max=True),
 )
 def test_a_draw_takes_the_token_at_which_the_running_sum_passes_it(weights, uniform):
     drawn = _draw(np.array(weights, np.float32), uniform)
     assert sum(weights[:drawn]) <= uniform * sum(weights) < sum(weights[: drawn + 1])
+
+
+@given(zeros=st.integers(0, 300), count=st.integers(1, 600), weight=st.sampled_from([0.1, 0.3, 0.7, 1e-6]))
+def test_the_last_draw_there_is_takes_the_last_token_that_has_a_weight(zeros, count, weight):
+    weights = np.array([weight] * count + [0] * zeros, np.float32)
+    assert _draw(weights, math.nextafter(1, 0)) == count - 1
 
 
 @given(values=st.lists(st.integers(-9, 9), min_size=1, max_size=2000), data=st.data())
@@ -150,6 +168,16 @@ def test_the_same_seed_draws_the_same_tokens_whatever_else_is_drawn_meanwhile():
 
     assert draw(5, 0) == draw(5, 3)
     assert draw(5, 0) != draw(6, 0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bias", [{}, {3: 100.0}])
+def test_the_largest_logit_found_for_a_whole_batch_changes_nothing(temperature, bias):
+    rows = np.random.default_rng(1).integers(-20, 20, (30, VOCAB)).astype(np.float32)
+    params = SamplingParams(temperature=temperature, seed=4, logit_bias=bias, top_p=0.9)
+    alone, among = Sampler(params, VOCAB, NO_PROMPT), Sampler(params, VOCAB, NO_PROMPT)
+    for row, best in zip(rows, rows.argmax(axis=1).tolist(), strict=True):
+        assert alone.sample(row) == among.sample(row, None, best)
 
 
 def test_without_a_seed_draws_differ():
