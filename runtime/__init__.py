@@ -83,8 +83,8 @@ def load(
     """
     from aicc.runtime.artifact import Artifact
     from aicc.runtime.errors import UsageError
+    from aicc.runtime.options import EngineOptions
     from aicc.runtime.provider import LoadOptions
-    from aicc.runtime.scheduler import EngineOptions
     from aicc.runtime.session import load_artifact
 
     for name, value in (("threads", threads), ("kv_tokens", kv_tokens)):

@@ -10,11 +10,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from aicc.runtime.batch import Batches
+from aicc.runtime.drafting import Drafter, PromptLookups
 from aicc.runtime.errors import UsageError
 from aicc.runtime.kv import PageTable
+from aicc.runtime.options import DEFAULT_OPTIONS, Counters, EngineOptions
 from aicc.runtime.provider import DecoderExecutable, TokenBatch
 from aicc.runtime.request import Request
-from aicc.runtime.scheduler import DEFAULT_OPTIONS, Counters, EngineOptions, Scheduler
+from aicc.runtime.scheduler import Scheduler
 
 
 class Engine:
@@ -26,21 +29,24 @@ class Engine:
     Args:
         executable: A loaded decoder.
         options: How it goes about it; none changes what a request gets.
+        drafter: Guesses tokens, with speculation; None looks them up in the text itself.
     """
 
-    def __init__(self, executable: DecoderExecutable, options: EngineOptions = DEFAULT_OPTIONS) -> None:
+    def __init__(
+        self,
+        executable: DecoderExecutable,
+        options: EngineOptions = DEFAULT_OPTIONS,
+        drafter: Drafter | None = None,
+    ) -> None:
         self._executable = executable
-        self._scheduler = Scheduler(executable.page_count, executable.page_size, executable.max_batch_tokens, options)
+        if drafter is None and options.speculation is not None:
+            drafter = PromptLookups(options.speculation)
+        size, budget = executable.page_size, executable.max_batch_tokens
+        self._scheduler = Scheduler(executable.page_count, size, budget, options, drafter)
         self._inbox: deque[Request] = deque()
         self._cancelling = False
         self._lock = threading.Lock()
-        # Buffers of a step, reused: a decode step must cost next to nothing here.
-        sequences = self._scheduler.most_sequences
-        self._tokens = np.empty(self._scheduler.budget, np.int64)
-        self._starts, self._page_starts = (np.zeros(sequences + 1, np.int32) for _ in range(2))
-        self._past = np.empty(sequences, np.int32)
-        self._rows = np.empty(self._scheduler.budget, np.int32)
-        self._pages = np.empty(executable.page_count, np.int32)  # grows if sequences share many
+        self._batches = Batches(executable.page_count, size, self._scheduler.most_sequences, budget)
 
     @property
     def capacity(self) -> int:
@@ -111,7 +117,8 @@ class Engine:
 
     def _run(self, scheduled: list[tuple[Request, int]], started: float) -> None:
         try:
-            logits = self._executable.forward(self._pack(scheduled))
+            scheduled = self._scheduler.draft(scheduled)
+            logits = self._executable.forward(self._batches.pack([_part(request, new) for request, new in scheduled]))
         except Exception as error:
             requests = [request for request, _ in scheduled]
             self._scheduler.failed(requests)
@@ -133,32 +140,6 @@ class Engine:
                 self._scheduler.computed(request, end, length)
             if request.finish_reason is not None:
                 self._scheduler.remove(request)
-
-    def _pack(self, scheduled: list[tuple[Request, int]]) -> TokenBatch:
-        """The step's arrays, over buffers that the next step reuses."""
-        tokens = pages = rows = 0
-        listed = sum(len(request.pages) for request, _ in scheduled)
-        if listed > len(self._pages):
-            self._pages = np.empty(2 * listed, np.int32)
-        for i, (request, new) in enumerate(scheduled):
-            past, end = request.cached, request.cached + new
-            table = request.pages.pages[: self._scheduler.allocator.pages_for(end)]
-            self._tokens[tokens : tokens + new] = request.tokens[past:end]
-            self._pages[pages : pages + len(table)] = table
-            tokens, pages = tokens + new, pages + len(table)
-            self._past[i], self._starts[i + 1], self._page_starts[i + 1] = past, tokens, pages
-            wanted = end - request.logits_from(past, end)
-            self._rows[rows : rows + wanted] = np.arange(tokens - wanted, tokens)
-            rows += wanted
-        count = len(scheduled)
-        return TokenBatch(
-            tokens=self._tokens[:tokens],
-            starts=self._starts[: count + 1],
-            past=self._past[:count],
-            pages=self._pages[:pages],
-            page_starts=self._page_starts[: count + 1],
-            logit_rows=self._rows[:rows],
-        )
 
     def teacher_forced(
         self, tokens: NDArray[np.int64], rows: int, consume: Callable[[NDArray[np.float32]], object]
@@ -194,3 +175,9 @@ class Engine:
                     )
             finally:
                 self._scheduler.reset()
+
+
+def _part(request: Request, new: int) -> tuple[NDArray[np.int64], int, PageTable, int]:
+    """What a request adds to a batch."""
+    past, end = request.cached, request.cached + new
+    return request.tokens[past:end], past, request.pages, end - request.logits_from(past, end)

@@ -22,10 +22,10 @@ from aicc.runtime.artifact import (
 from aicc.runtime.engine import Engine
 from aicc.runtime.errors import ContextLengthError, IntegrityError, UnsupportedError, UsageError
 from aicc.runtime.machine import release_free_memory
+from aicc.runtime.options import DEFAULT_OPTIONS, EngineOptions
 from aicc.runtime.provider import OPTIMAL, Compatibility, DecoderExecutable
 from aicc.runtime.request import FinishReason, Piece, Request, Timings
 from aicc.runtime.sampling import SamplingOptions, SamplingParams
-from aicc.runtime.scheduler import DEFAULT_OPTIONS, EngineOptions
 from aicc.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # imported where they are needed: a first token soon after the process starts does without

@@ -66,9 +66,13 @@ class PageAllocator:
     def __init__(self, page_count: int, page_size: int) -> None:
         self.page_count = page_count
         self.page_size = page_size
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew: all pages are free and nothing is known; tables that own some are void."""
         # Taken from the end: low numbers first, so that memory never used is never touched.
-        self._free = list(range(page_count - 1, -1, -1))
-        self._owners = [0] * page_count
+        self._free = list(range(self.page_count - 1, -1, -1))
+        self._owners = [0] * self.page_count
         self._page_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()  # known and owned by nobody, longest unused first
@@ -102,6 +106,19 @@ class PageAllocator:
             page = self._take()
             self._owners[page] = 1
             table._append(page)
+
+    def keys(self, known: list[bytes], tokens: NDArray[np.int64], count: int) -> list[bytes]:
+        """Keys of the full pages of a sequence's first tokens.
+
+        Args:
+            known: Of its first pages, as far as anybody asked; more are added.
+            tokens: int64, at least ``count``.
+            count: How many tokens.
+        """
+        size = self.page_size
+        for start in range(len(known) * size, count - size + 1, size):
+            known.append(page_key(known[-1] if known else b"", tokens[start : start + size]))
+        return known[: count // size]
 
     def share(self, table: PageTable, keys: Iterable[bytes]) -> None:
         """Give a sequence that owns nothing the pages that are known of its beginning.

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from aicc.runtime.kv import PageTable
 from aicc.runtime.sampling import Sampler, SamplingParams, TokenLogprobs
-from aicc.runtime.speculation import PromptLookup
 from aicc.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -107,8 +106,8 @@ class StopStrings:
 class Request:
     """A prompt on its way through the engine.
 
-    The engine owns ``cached``, ``pages``, ``page_keys``, ``cached_prompt_tokens`` and ``lookup``, and writes drafts
-    into ``tokens`` from ``length`` on; everything else belongs to the request.
+    The engine owns ``cached``, ``pages``, ``page_keys`` and ``cached_prompt_tokens``, and writes drafts into
+    ``tokens`` from ``length`` on; everything else belongs to the request.
 
     Args:
         prompt: int64 ``[n]`` token ids, ``0 < n <= capacity``.
@@ -149,7 +148,6 @@ class Request:
         self.pages = PageTable(-(-self.limit // page_size))
         self.page_keys: list[bytes] = []  # of its first full pages, as far as anybody asked
         self.cached_prompt_tokens: int | None = None
-        self.lookup: PromptLookup | None = None
         self.finish_reason: FinishReason | None = None
         self.cancelled = False
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]

@@ -12,57 +12,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-import msgspec
-
-from aicc.runtime.errors import UsageError
-from aicc.runtime.kv import PageAllocator, PageTable, page_key
+from aicc.runtime.admission import Admission
+from aicc.runtime.drafting import Drafter, Drafting
+from aicc.runtime.kv import PageAllocator, PageTable
+from aicc.runtime.options import Counters, EngineOptions
 from aicc.runtime.request import Request
-from aicc.runtime.speculation import PromptLookup, SpeculationOptions
 
 _MAX_SEQUENCES = 256  # in one step
-
-
-class EngineOptions(msgspec.Struct, frozen=True):
-    """What a caller may choose of an engine.
-
-    Attributes:
-        prefix_cache: Keep keys and values of what is done, for prompts that begin the same.
-        speculation: How to guess tokens and compute several in a step; None does not.
-        reproducible: Compute every sequence in steps of its own, always cut alike. With a seed it then gets
-            the same answer whatever else is asked, on chips too that round differently in a batch.
-
-    Raises:
-        UsageError: Options contradict each other.
-    """
-
-    prefix_cache: bool = True
-    speculation: SpeculationOptions | None = None
-    reproducible: bool = False
-
-    def __post_init__(self) -> None:
-        if self.reproducible and self.speculation is not None:
-            raise UsageError("reproducible answers and speculation exclude each other.", "Leave one of them out.")
-
-
-DEFAULT_OPTIONS = EngineOptions()
-
-
-class Counters(msgspec.Struct):
-    """What an engine has done since it was made.
-
-    Attributes:
-        prompt_tokens: Tokens of prompts that were admitted.
-        cached_tokens: Those of them that were found in memory and not computed.
-        preemptions: Times a request lost its pages to an older one.
-        drafted_tokens: Tokens that were guessed and computed before they were chosen.
-        accepted_tokens: Those of them that were chosen.
-    """
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    preemptions: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
 
 
 class Scheduler:
@@ -73,16 +29,20 @@ class Scheduler:
         page_size: Tokens a page holds.
         budget: Most tokens a step may add.
         options: What the engine's caller chose.
+        drafter: Guesses tokens, if anybody does.
     """
 
-    def __init__(self, page_count: int, page_size: int, budget: int, options: EngineOptions = DEFAULT_OPTIONS) -> None:
+    def __init__(
+        self, page_count: int, page_size: int, budget: int, options: EngineOptions, drafter: Drafter | None
+    ) -> None:
         self.budget = budget
         self.counters = Counters()
         self._prefix_cache = options.prefix_cache and not options.reproducible
-        self._speculation = options.speculation
         # Prompts get at least half of a step, so that decodes alone cannot starve them.
         self.most_sequences = 1 if options.reproducible else max(1, min(_MAX_SEQUENCES, budget // 2))
         self.allocator = PageAllocator(page_count, page_size)
+        self._drafting = Drafting(self.allocator, self.counters, drafter)
+        self._admission = Admission(self.allocator, self.most_sequences, self._prefix_cache, self.counters)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first; the youngest gives its pages up first
 
@@ -95,34 +55,15 @@ class Scheduler:
 
     def schedule(self) -> list[tuple[Request, int]]:
         """Which requests add how many tokens in the next step, each with the pages it needs."""
-        self._admit_waiting()
+        self._admission.admit(self.waiting, self.running)
         decodes = [r for r in [r for r in self.running if r.length - r.cached == 1] if self._make_room(r)]
         if prompts := [r for r in self.running if r.length - r.cached > 1]:
             return [(r, 1) for r in decodes] + self._cut(prompts, self.budget - len(decodes))
-        if self._speculation is None:
-            return [(r, 1) for r in decodes]
-        budget = self.budget - len(decodes)
-        scheduled = []
-        for request in decodes:
-            drafts = self._draft(request, self._speculation, budget, len(decodes))
-            scheduled.append((request, 1 + drafts))
-            budget -= drafts
-        return scheduled
+        return [(r, 1) for r in decodes]
 
-    def _draft(self, request: Request, options: SpeculationOptions, budget: int, sequences: int) -> int:
-        """Write drafts after a request's tokens; how many, for which there is room without evicting anybody."""
-        if request.lookup is None:
-            request.lookup = PromptLookup(options, request.prompt_length)
-        length = request.length
-        most = min(budget, request.limit - length - 1)  # with all of them accepted there is one token more
-        drafts = request.lookup.propose(request.tokens[:length], most, sequences)
-        end = length + len(drafts)
-        if self.allocator.missing(request.pages, end) + len(self.running) > self.allocator.free:
-            return 0
-        self.allocator.grow(request.pages, end)
-        request.tokens[length:end] = drafts
-        self.counters.drafted_tokens += len(drafts)
-        return len(drafts)
+    def draft(self, scheduled: list[tuple[Request, int]]) -> list[tuple[Request, int]]:
+        """The same step with guesses added, if it is one of decodes."""
+        return self._drafting.draft(scheduled, len(self.running), self.budget)
 
     def _cut(self, prompts: list[Request], budget: int) -> list[tuple[Request, int]]:
         """Divide a step's tokens among prompts, the oldest first.
@@ -151,7 +92,7 @@ class Scheduler:
         if end > length:
             self.counters.accepted_tokens += max(0, request.length - length - 1)
         if self._prefix_cache and request.cached // self.allocator.page_size > request.pages.published:
-            keys = self._keys(request, request.cached)
+            keys = self.allocator.keys(request.page_keys, request.tokens, request.cached)
             self.allocator.publish(request.pages, keys[request.pages.published :])
 
     def failed(self, requests: Iterable[Request]) -> None:
@@ -159,10 +100,11 @@ class Scheduler:
         for request in requests:
             self.remove(request)
         self.allocator.forget()
+        self._drafting.reset()
 
     def remove(self, request: Request) -> None:
         """Take a request's pages back and forget it."""
-        self.allocator.release(request.pages)
+        self._release(request)
         for queue in (self.running, self.waiting):
             if request in queue:
                 queue.remove(request)
@@ -170,67 +112,18 @@ class Scheduler:
     def reset(self) -> None:
         """Forget all KV memory; what has not finished computes again. Right whatever was interrupted."""
         requests = [r for r in dict.fromkeys((*self.running, *self.waiting)) if r.finish_reason is None]
-        self.allocator = PageAllocator(self.allocator.page_count, self.allocator.page_size)
+        self.allocator.reset()
+        self._drafting.reset()
         for request in requests:
             request.pages = PageTable(self.allocator.pages_for(request.limit))
             request.cached = 0
         self.running, self.waiting = [], deque(requests)
 
-    def _admit_waiting(self) -> None:
-        """Take in waiting requests, in order, until there is no room for the next.
-
-        One that begins with pages which a running request is computing lets others pass and waits for them.
-        """
-        if not self.waiting:
-            return
-        coming = {key for request in self.running for key in self._next_key(request, request.length)}
-        for request in list(self.waiting):
-            if len(self.running) == self.most_sequences:
-                return
-            if self._prefix_cache and not request.reads_prompt:
-                reusable = request.length - 1  # the last token is always computed, for its logits
-                self.allocator.share(request.pages, self._keys(request, reusable))
-                if coming.intersection(self._next_key(request, reusable)):
-                    self.allocator.release(request.pages)
-                    continue
-            if not self._admit(request):
-                return
-            coming.update(self._next_key(request, request.length))
-
-    def _admit(self, request: Request) -> bool:
-        """Give a waiting request the pages it lacks, if each running one keeps a page to grow by."""
-        shared = len(request.pages)
-        if self.allocator.missing(request.pages, request.length) + len(self.running) > self.allocator.free:
-            self.allocator.release(request.pages)
-            return False
-        self.allocator.grow(request.pages, request.length)
-        request.cached = shared * self.allocator.page_size
-        if request.cached_prompt_tokens is None:
-            request.cached_prompt_tokens = request.cached
-            self.counters.prompt_tokens += request.prompt_length
-            self.counters.cached_tokens += request.cached
-        self.waiting.remove(request)
-        self.running.append(request)
-        return True
-
-    def _keys(self, request: Request, tokens: int) -> list[bytes]:
-        """Keys of the full pages of a request's first tokens."""
-        keys, size = request.page_keys, self.allocator.page_size
-        for start in range(len(keys) * size, tokens - size + 1, size):
-            keys.append(page_key(keys[-1] if keys else b"", request.tokens[start : start + size]))
-        return keys[: tokens // size]
-
-    def _next_key(self, request: Request, tokens: int) -> list[bytes]:
-        """The key of the page after a request's published ones, if its first tokens fill one."""
-        if not self._prefix_cache or tokens // self.allocator.page_size <= request.pages.published:
-            return []
-        return [self._keys(request, tokens)[request.pages.published]]
-
     def _make_room(self, request: Request) -> bool:
         """Give a decoding request a page if it needs one, evicting the youngest until one is free."""
         while request.pages and self.allocator.missing(request.pages, request.length) > self.allocator.free:
             youngest = self.running.pop()
-            self.allocator.release(youngest.pages)
+            self._release(youngest)
             youngest.cached = 0
             self.counters.preemptions += 1
             self.waiting.appendleft(youngest)
@@ -238,3 +131,7 @@ class Scheduler:
             return False
         self.allocator.grow(request.pages, request.length)
         return True
+
+    def _release(self, request: Request) -> None:
+        self.allocator.release(request.pages)
+        self._drafting.release(request)

@@ -26,7 +26,7 @@ from aicc.runtime.target import find_target, load_object
 if TYPE_CHECKING:
     from aicc.runtime.embedding import Embedder
     from aicc.runtime.generator import Model
-    from aicc.runtime.scheduler import EngineOptions
+    from aicc.runtime.options import EngineOptions
 
 
 class Session:
@@ -250,6 +250,6 @@ def load_artifact(
         executable.close()
         raise UnsupportedError(f"{target.name} runs models of tensors only, and {artifact.path} is a decoder.")
     from aicc.runtime.generator import Model
-    from aicc.runtime.scheduler import EngineOptions
+    from aicc.runtime.options import EngineOptions
 
     return Model(executable, artifact, compatibility, target.name, engine or EngineOptions())

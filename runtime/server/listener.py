@@ -19,7 +19,7 @@ import uvicorn
 from aicc.runtime import load
 from aicc.runtime.artifact import Artifact
 from aicc.runtime.errors import UsageError
-from aicc.runtime.scheduler import EngineOptions
+from aicc.runtime.options import EngineOptions
 from aicc.runtime.server.app import Front, Limits, build_app
 from aicc.runtime.server.connections import Connection, is_loopback, listen, tls_context
 from aicc.runtime.server.draining import Drain

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 
 from aicc.runtime.engine import Engine
+from aicc.runtime.options import EngineOptions
 from aicc.runtime.provider import TokenBatch
 from aicc.runtime.request import Piece, Request
 from aicc.runtime.sampling import SamplingParams
-from aicc.runtime.scheduler import EngineOptions
 
 VOCAB, EOS = 300, 2
 

@@ -10,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aicc.runtime.artifact import Artifact
 from aicc.runtime.generator import Model
+from aicc.runtime.options import EngineOptions
 from aicc.runtime.provider import DecoderExecutable
-from aicc.runtime.scheduler import EngineOptions
 from aicc.runtime.server import Limits, create_app
 from aicc.runtime.speculation import SpeculationOptions
 
