@@ -22,7 +22,7 @@ DEFAULT_TARGET = "openvino:cpu"  # runs wherever the project's own tests do
 # As the compiler has them, which --help cannot afford to import.
 QUANTS = ("auto", "fp32", "fp16", "int8", "int4")
 KVS = ("auto", "fp32", "fp16", "int8")
-ACTIVATIONS = ("auto", "mixed", "int8", "int16")
+ACTIVATIONS = ("auto", "mixed", "int8", "uint8", "int16", "uint16")
 IMPORTERS = ("auto", "mobius", "optimum")
 PHASES = ("import", "optimize", "quantize", "lower", "package")
 
@@ -199,9 +199,17 @@ def check(model: str, target: str, quant: str, group_size: int | None, kv: str, 
     type=click.Choice(ACTIVATIONS),
     default="auto",
     show_default=True,
-    help="What quantised weights are multiplied with, on targets that leave the choice (cpu). auto is mixed: "
-    "int8 into feed-forward blocks, int16 elsewhere. int8 reads prompts faster, int16 loses next to nothing; all "
-    "decode alike.",
+    help="What quantised weights are multiplied with, on targets that leave the choice. auto is the target's own: "
+    "on cpu mixed, int8 into feed-forward blocks, int16 elsewhere; there int8 reads prompts faster, int16 loses next "
+    "to nothing, and all decode alike.",
+)
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Sample inputs that fix the scales of activations, for targets that compute with integers only: a .npz file "
+    "with an array for each input, samples along its first axis; a folder of such files; or a text file, of which a "
+    "language model reads all and an encoder each line. It never leaves this machine, nor is it kept.",
 )
 @click.option(
     "--graph/--no-graph",
@@ -224,6 +232,7 @@ def compile_command(
     group_size: int | None,
     kv: str,
     activations: str,
+    calibrate: Path | None,
     cc: str | None,
     importer: str,
     output: Path | None,
@@ -268,6 +277,7 @@ def compile_command(
                 stop_after=stop_after,
                 kv=kv,
                 activations=activations,
+                calibration=calibrate,
                 compiler=cc,
                 graph=graph,
                 measure=measure,

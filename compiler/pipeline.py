@@ -27,6 +27,8 @@ from aicc.compiler.memory import memory_bounded
 from aicc.compiler.optimize import optimize
 from aicc.compiler.package import ArtifactWriter
 from aicc.compiler.quantization.policy import Quant, quantize
+from aicc.compiler.quantization.samples import read_samples
+from aicc.compiler.quantization.static import calibrate, check_calibration
 from aicc.compiler.report import CompileReport, PassRecord, PhaseRecord
 from aicc.compiler.sources import resolve
 from aicc.compiler.template_check import check_template
@@ -56,6 +58,7 @@ def compile_model(
     stop_after: str | None = None,
     kv: str = "auto",
     activations: str = "auto",
+    calibration: Path | None = None,
     compiler: str | None = None,
     graph: bool | None = None,
     measure: bool = True,
@@ -77,6 +80,8 @@ def compile_model(
             :data:`aicc.runtime.target.KV_KINDS`.
         activations: How what quantised weights are multiplied with is quantised: ``auto`` is the target's first
             choice, or another of :attr:`aicc.runtime.target.Target.activations`.
+        calibration: Sample inputs that fix the scales of activations, for targets that compute with such; see
+            :func:`aicc.compiler.quantization.samples.read_samples`.
         compiler: Command of a C compiler to take instead of the target's own.
         graph: Whether the artifact keeps the portable graph, which tools for ONNX open; None keeps it unless the
             target has the weights in a layout of its own.
@@ -97,6 +102,7 @@ def compile_model(
         raise UsageError(f"nothing is compiled for {target.name}.", "Choose a target that `aicc targets` can compile.")
     if stop_after is not None and stop_after not in PHASES:
         raise UsageError(f"there is no phase {stop_after!r}.", f"The phases are {', '.join(PHASES)}.")
+    check_calibration(target, calibration is not None, quant, activations)
     report = CompileReport(target=", ".join(each.name for each in targets), quantization=quant)
 
     def finished(phase: str, imported: ImportedModel) -> bool:
@@ -120,7 +126,12 @@ def compile_model(
     if finished("optimize", imported):
         return report
     with _phase(report, "quantize", progress, f"choosing weight formats ({quant})"):
-        report.quantization = quantize(imported, target, quant, group_size)
+        if calibration is None:
+            report.quantization = quantize(imported, target, quant, group_size)
+        else:
+            samples = read_samples(calibration, imported)
+            progress("quantize", f"calibrating with {len(samples)} samples")
+            report.quantization = calibrate(imported, target, samples)
         report.layers = weight_layers(imported.graph)
     if finished("quantize", imported):
         return report

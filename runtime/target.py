@@ -22,12 +22,13 @@ from aicc.runtime.machine import Processor, processor
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 # What users choose the KV cache by → types of it; both of 8 bits have a scale for each head and token.
 KV_KINDS = {"fp32": ("float32",), "fp16": ("float16",), "int8": ("int8", "uint8")}
+CALIBRATED = ("int8", "uint8", "int16", "uint16")  # what activations can be with scales that calibration finds
 OpRule = Literal["native", "decompose", "refuse"]
 Evidence = Literal["runs", "emulated", "compiled", "prepared"]
 # What decides the graph that is lowered: variants of one artifact have it in common.
 _SHARED = (
-    "family", "lowering", "compute_dtypes", "weight_formats", "kv_dtypes", "op_rules", "graph_domains", "shapes",
-    "alignment", "merges_projections",
+    "family", "lowering", "compute_dtypes", "weight_formats", "kv_dtypes", "activations", "calibration", "op_rules",
+    "graph_domains", "shapes", "alignment", "merges_projections",
 )  # fmt: skip
 
 
@@ -73,6 +74,9 @@ class Target(msgspec.Struct, frozen=True):
         kv_dtypes: Types the KV cache may have, default first; empty without decoders.
         activations: How it may quantise what quantised weights are multiplied with, default first; empty if that
             is not for users to choose.
+        calibration: Whether scales of activations are fixed when compiling, from inputs the user gives
+            (``--calibrate``): never, if there are such inputs, or always. :attr:`activations` are then some of
+            :data:`CALIBRATED`; weights become symmetric int8, with a scale for each channel.
         compilers: The C compiler its code is made with; empty if it is made without.
         op_rules: Per ONNX operator: run it as it is, decompose it first, or refuse it. What is
             not listed is taken to the lowering, which refuses by node what it cannot do.
@@ -101,6 +105,7 @@ class Target(msgspec.Struct, frozen=True):
     weight_formats: tuple[WeightFormat, ...] = (WeightFormat(32),)
     kv_dtypes: tuple[str, ...] = ()
     activations: tuple[str, ...] = ()
+    calibration: Literal["never", "optional", "required"] = "never"
     compilers: tuple[str, ...] = ()
     op_rules: Mapping[str, OpRule] = msgspec.field(default_factory=lambda: MappingProxyType({}))
     graph_domains: tuple[str, ...] = ()
@@ -120,6 +125,8 @@ class Target(msgspec.Struct, frozen=True):
             raise ValueError(f"{self.name}: a target multiplies with at least one weight format")
         if self.alignment & (self.alignment - 1) or self.alignment < 1:
             raise ValueError(f"{self.name}: alignment must be a power of two")
+        if self.calibration != "never" and not (self.activations and set(self.activations) <= set(CALIBRATED)):
+            raise ValueError(f"{self.name}: calibrated activations must be some of {CALIBRATED}")
         if self.evidence in ("runs", "emulated") and self.provider is None:
             raise ValueError(f"{self.name}: says it {self.evidence} and has no provider")
 

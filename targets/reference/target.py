@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aicc.runtime.target import Target, WeightFormat
+from aicc.runtime.target import CALIBRATED, Target, WeightFormat
 
 _GROUPS = (0, 16, 32, 64, 128, 256)
 
@@ -23,5 +23,8 @@ TARGETS = (
             WeightFormat(32),
         ),
         kv_dtypes=("float32",),
+        # Simulated in float32: what integers would cost a model, before there is a chip.
+        activations=CALIBRATED,
+        calibration="optional",
     ),
 )

@@ -1,0 +1,173 @@
+"""Calibrated static quantisation: activations get scales fixed at compile time, from inputs the user gives.
+
+onnxruntime's quantiser does it, on the optimised graph at full precision: it runs the samples, finds
+the range of every activation, and writes ``QuantizeLinear`` and ``DequantizeLinear`` around each
+operator (QDQ). Weights become symmetric int8 with a scale for each output channel, biases int32.
+Eight bits have few steps, so what lies outside all but 1 in 100,000 of an activation's values is
+clipped; sixteen bits have enough for the whole range.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedOpsetsPass
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quant_pre_process,
+    quantize_static,
+)
+
+from aicc.compiler.importers import ImportedModel
+from aicc.compiler.quantization.policy import Quant, quantize
+from aicc.compiler.quantization.samples import Sample
+from aicc.runtime.errors import ResourceError, UnsupportedError, UsageError
+from aicc.runtime.target import Target
+
+PERCENTILE = 99.999  # of the values of an 8-bit activation lie inside its range
+_TYPES = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8, "int16": QuantType.QInt16, "uint16": QuantType.QUInt16}
+_EXTERNAL_BYTES = 1 << 30  # weights beyond this are written beside the graph, whose file may have 2 GiB
+_OPSET = 21  # the first with 16-bit activations; a scale for each channel needs 13
+_CONTROL = {"If", "Loop", "Scan"}
+
+
+def check_calibration(target: Target, given: bool, quant: Quant, activations: str) -> None:
+    """Refuse what calibration cannot do for a target, before any work is done.
+
+    Args:
+        target: What is compiled for.
+        given: Whether there is calibration data.
+        quant: The weight format that was asked for.
+        activations: What activations are to be, ``auto`` if that was not said.
+
+    Raises:
+        UsageError: The target needs data and there is none, or has no use for it, or the weights cannot be int8.
+    """
+    if given and target.calibration == "never":
+        raise UsageError(f"{target.name} does not fix scales of activations.", "Leave --calibrate out.")
+    if not given and target.calibration == "required":
+        raise UsageError(
+            f"{target.name} computes with integers only, and their scales come from sample inputs.",
+            "Give some with --calibrate: a .npz file of inputs by name, a folder of such files, or a text file.",
+        )
+    if not given and target.calibration == "optional" and activations != "auto":
+        raise UsageError(
+            f"{target.name} quantises activations with scales from sample inputs only.", "Give some with --calibrate."
+        )
+    if given and quant not in ("auto", "int8"):
+        raise UsageError(f"calibrated weights are int8, and --quant is {quant}.", "Leave --quant out.")
+
+
+def calibrate(imported: ImportedModel, target: Target, samples: Sequence[Sample]) -> str:
+    """Quantise a graph with scales that samples of its inputs give, in place.
+
+    Args:
+        imported: Model whose graph is replaced by one with QDQ nodes; inputs and outputs keep names and types.
+        target: Its first choice of activations is taken: ``int16`` is symmetric, the others have a zero point.
+        samples: Inputs by name, as the graph takes them; at least one.
+
+    Returns:
+        A description of the result, such as ``int8 by channel, int8 activations (20 samples)``.
+
+    Raises:
+        UnsupportedError: onnxruntime cannot run or quantise the graph.
+        ResourceError: No room for it on disk.
+    """
+    if imported.exported is not None:
+        raise UnsupportedError(
+            f"{imported.importer} gives a vendor's own graph, which cannot be calibrated.", "Use another --importer."
+        )
+    kind = target.activations[0]
+    quantize(imported, target, "fp32", None)
+    with tempfile.TemporaryDirectory(prefix="aicc-calibrate-") as folder:
+        try:
+            imported.graph = _quantised(imported.graph, kind, samples, Path(folder))
+        except OSError as error:
+            raise ResourceError(
+                f"the graph cannot be written to {folder}: {error}.", "Free some space or point TMPDIR elsewhere."
+            ) from error
+        except Exception as error:  # onnxruntime's own classes share no narrower base
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UnsupportedError(
+                f"onnxruntime cannot calibrate the graph: {reason}.",
+                "Check the samples, and that the graph computes nothing infinite with them.",
+            ) from error
+    return f"int8 by channel, {kind} activations ({len(samples)} samples)"
+
+
+def _quantised(model: ir.Model, kind: str, samples: Sequence[Sample], folder: Path) -> ir.Model:
+    """The QDQ form of a graph, its tensors in memory."""
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    external = weights > _EXTERNAL_BYTES
+    source, prepared, quantised = (folder / f"{name}.onnx" for name in ("source", "prepared", "quantised"))
+    outside = {"external_data": "source.data"} if external else {}
+    ir.save(model, source, **outside)
+    if model.graph.opset_imports[""] < _OPSET:
+        newer = onnx.version_converter.convert_version(onnx.load(source), _OPSET)
+        onnx.save(newer, source, save_as_external_data=external)
+    with _quiet():
+        # Folds batch normalisation into convolutions and transposes into weights, so that weights are constants.
+        quant_pre_process(source, prepared, skip_symbolic_shape=True, save_as_external_data=external)
+        operators = {node.op_type for node in ir.load(prepared).graph} - _CONTROL
+        quantize_static(
+            prepared,
+            quantised,
+            _Reader(samples),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=sorted(operators),
+            per_channel=True,
+            activation_type=_TYPES[kind],
+            weight_type=QuantType.QInt8,
+            use_external_data_format=external,
+            calibrate_method=CalibrationMethod.Percentile if kind.endswith("int8") else CalibrationMethod.MinMax,
+            extra_options={
+                "ActivationSymmetric": kind == "int16",
+                "CalibPercentile": PERCENTILE,
+                "CalibStridedMinMax": 1,  # one sample's activations in memory at a time, whatever the method
+                "ForceQuantizeNoInputCheck": True,
+            },
+        )
+    result = ir.load(quantised)
+    ir.external_data.load_to_model(result)
+    RemoveUnusedOpsetsPass()(result)
+    return result
+
+
+class _Reader(CalibrationDataReader):
+    """Samples in the form onnxruntime reads them."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+        self._left = iter(samples)
+
+    def get_next(self) -> Sample | None:  # type: ignore[override]
+        return next(self._left, None)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._left = iter(self._samples[start_index:end_index])
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without what onnxruntime's quantiser prints and warns of along the way."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
