@@ -39,16 +39,12 @@ class StaticShapes(InPlacePass):
         """
         for value in model.graph.inputs:
             value.shape = ir.Shape(self.shapes.get(str(value.name), value.shape))
-        for node in model.graph.all_nodes():
-            for value in node.outputs:
-                if not is_static(value):
-                    value.shape = None  # symbols would be taken for sizes that are known already
         for _ in range(_ROUNDS):
-            ShapeInferencePass(check_type=False, strict_mode=False)(model)
+            _infer(model)
             fold_constants(model, infer_shapes=True)
             if _first_unknown(model) is None:
                 return PassResult(model, modified=True)
-        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+        _infer(model)
         if (unknown := _first_unknown(model)) is not None:
             raise UnsupportedError(
                 f"{unknown.op_type} ({unknown.name or unknown.outputs[0].name}) makes a tensor whose size is known "
@@ -103,6 +99,16 @@ def input_shapes(graph: ir.Graph, sizes: Mapping[str, int]) -> dict[str, tuple[i
             f"the model has no size called {unknown[0]!r}.", f"It has: {', '.join(sorted(known)) or 'none left open'}."
         )
     return found
+
+
+def _infer(model: ir.Model) -> None:
+    for value in model.graph.initializers.values():
+        value.shape = value.const_value.shape  # a folded one has that of before its sizes were known
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if not is_static(value):
+                value.shape = None  # a symbol would be taken for a size that is known already
+    ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
 def _first_unknown(model: ir.Model) -> ir.Node | None:

@@ -34,6 +34,21 @@ def test_the_numbers_stay_the_same() -> None:
     np.testing.assert_array_equal(run(model, x=x)[0], before)
 
 
+def test_positions_counted_from_a_length_are_folded_too() -> None:
+    model = graph("""
+        (float[batch, sequence] x) => (float[batch, sequence] y) {
+            length = Shape <start = 1> (x)
+            one = Constant <value_int = 1> ()
+            zero = Constant <value_int = 0> ()
+            positions = Range (zero, length, one)
+            counted = Cast <to = 1> (positions)
+            y = Add (x, counted)
+        }
+    """)
+    StaticShapes({"x": (1, 3)})(model)
+    assert text(model) == lines("y = Add (x, counted)")
+
+
 def test_a_size_that_depends_on_values_is_refused_by_its_node() -> None:
     model = graph("(float[n] x) => (int64[1, m] y) { y = NonZero (x) }")
     model.graph[0].name = "found"
