@@ -78,7 +78,8 @@ def input_shapes(graph: ir.Graph, sizes: Mapping[str, int]) -> dict[str, tuple[i
             if isinstance(dim, int) and dim >= 0:
                 shape.append(dim)
                 continue
-            symbol = str(getattr(dim, "value", None) or f"{value.name}.{axis}")
+            symbol = str(getattr(dim, "value", None) or "?")
+            symbol = f"{value.name}.{axis}" if symbol == "?" else symbol  # which exporters write, too
             known.add(symbol)
             default = 1 if axis == 0 else SEQUENCE if symbol.startswith("seq") else None
             size = sizes.get(symbol, default)
