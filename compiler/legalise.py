@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import onnx_ir as ir
 
@@ -11,7 +10,7 @@ from aicc.compiler.optimize import run_pass
 from aicc.compiler.passes.decompose_attention import DecomposeAttention
 from aicc.compiler.passes.decompose_functions import DecomposeFunctions
 from aicc.compiler.passes.decompose_rotary import DecomposeRotary
-from aicc.compiler.passes.fold_constants import fold_constants
+from aicc.compiler.passes.fold_constants import fold_shapes
 from aicc.compiler.passes.static_shapes import StaticShapes
 from aicc.compiler.report import PassRecord
 from aicc.runtime.errors import UnsupportedError
@@ -43,6 +42,6 @@ def legalise(model: ir.Model, target: Target) -> list[PassRecord]:
                 f"{target.name} runs {node} only in simpler operators, and it cannot be written so: {reason}.",
                 "Compile for --target openvino:cpu.",
             )
-    finish = StaticShapes({}) if target.shapes == "static" else partial(fold_constants, infer_shapes=True)
+    finish = StaticShapes({}) if target.shapes == "static" else fold_shapes
     records.append(run_pass("fold constants", finish, model))
     return records

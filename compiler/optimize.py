@@ -12,7 +12,7 @@ from aicc.compiler.constants import refuse_large_constants
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.memory import memory_bounded
 from aicc.compiler.passes.flatten_softmax import FlattenSoftmax
-from aicc.compiler.passes.fold_constants import fold_constants
+from aicc.compiler.passes.fold_constants import simplify
 from aicc.compiler.passes.merge_projections import MergeProjections
 from aicc.compiler.report import PassRecord
 from aicc.runtime.errors import UnsupportedError
@@ -45,7 +45,7 @@ def optimize(imported: ImportedModel, target: Target) -> list[PassRecord]:
 
 def _onnxscript(model: ir.Model) -> None:
     try:
-        fold_constants(model)
+        simplify(model)
     except PassError as error:
         cause: BaseException = error
         while cause.__cause__ is not None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 from onnx_ir.passes.common import ShapeInferencePass
 
-from aicc.compiler.passes.fold_constants import fold_constants
+from aicc.compiler.passes.fold_constants import fold_shapes
 from aicc.runtime.errors import UnsupportedError, UsageError
 
 SEQUENCE = 128  # tokens of an encoder's texts, and of a chunk of a decoder's prompt, where nobody says how many
@@ -41,7 +41,7 @@ class StaticShapes(InPlacePass):
             value.shape = ir.Shape(self.shapes.get(str(value.name), value.shape))
         for _ in range(_ROUNDS):
             _infer(model)
-            fold_constants(model, infer_shapes=True)
+            fold_shapes(model)
             if _first_unknown(model) is None:
                 return PassResult(model, modified=True)
         _infer(model)
