@@ -146,9 +146,9 @@ def activation_bytes(model: ir.Model) -> int:
 
 def _is_weight(value: ir.Value | None) -> bool:
     """Whether a value is a weight or one on its way to be decompressed."""
-    if value is None:
-        return False
-    if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES:
-        return True
-    producer = value.producer()
-    return producer is not None and producer.op_type in PREPARES and _is_weight(producer.inputs[0])
+    while value is not None:
+        if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES:
+            return True
+        producer = value.producer()
+        value = producer.inputs[0] if producer is not None and producer.op_type in PREPARES else None
+    return False

@@ -178,10 +178,10 @@ odd (int64[batch, length] ids, int64[batch, length] seen) => (float[batch, lengt
 _ATTEND = "a = Attention <q_num_heads: int = 2, kv_num_heads: int = 2{more}> (x, x, x{mask})\n states = Add (a, x)"
 
 
-def _odd(folder: Path, lines: str) -> Source:
+def _odd(folder: Path, lines: str, **constants: NDArray[np.floating]) -> Source:
     proto = onnx.parser.parse_model(_GRAPH.format(lines=lines))
-    table = np.random.default_rng(1).standard_normal((50, 32), dtype=np.float32)
-    proto.graph.initializer.append(numpy_helper.from_array(table, "table"))
+    constants["table"] = np.random.default_rng(1).standard_normal((50, 32))
+    proto.graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), k) for k, v in constants.items())
     axes = {"axes": [1, 2], "last": [2]}
     proto.graph.initializer.extend(numpy_helper.from_array(np.array(v), k) for k, v in axes.items())
     for index, node in enumerate(proto.graph.node):
@@ -229,3 +229,40 @@ def test_an_attention_that_hides_nothing_needs_no_mask(tmp_path: Path) -> None:
         with load(tmp_path / "m.aicc") as session:
             found.append(session.run({"ids": ids, "seen": ids})["states"])
     assert_within("model", *found)
+
+
+def _states(source: Source, folder: Path) -> NDArray[np.float32]:
+    compile_model(source, "cpu", folder / "m.aicc")
+    ids = np.random.default_rng(2).integers(0, 50, (2, 9))
+    with load(folder / "m.aicc") as session:
+        return session.run({"ids": ids, "seen": ids})["states"]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("*/\n#error code\n/*", "**//\n#error code\n/**", "*\\\n/\n#error code\n/*"),
+        ("int", "memcpy", "aicc_fma"),
+        ("tile_0", "\u00b2\u00e9", "@ 9 {"),
+    ],
+)
+def test_names_in_a_model_are_no_code(names: tuple[str, str, str], tmp_path: Path) -> None:
+    lines = "w = MatMul (x, weight)\n a = Mul (w, w)\n states = Add (a, x)"
+    source = _odd(tmp_path, lines, weight=np.eye(32, dtype=np.float32))
+    expected = _states(source, tmp_path)
+    model = onnx.load(source.path)
+    for node, name in zip(model.graph.node[1:], names, strict=True):
+        node.name = name
+    for tensor, name in zip(model.graph.initializer, names, strict=False):
+        for node in model.graph.node:
+            node.input[:] = [name if value == tensor.name else value for value in node.input]
+        tensor.name = name
+    onnx.save(model, source.path)
+    assert np.array_equal(_states(source, tmp_path), expected)
+
+
+def test_a_constant_that_many_ways_lead_to_is_found_once(tmp_path: Path) -> None:
+    doubled = "\n".join(f"c{i + 1} = Add (c{i}, c{i})" for i in range(60))
+    source = _odd(tmp_path, f"{doubled}\n y = Gather (c60, seen)\n states = Add (x, y)", c0=np.zeros((50, 32)))
+    with pytest.raises(UnsupportedError, match="not a constant matrix"):
+        compile_model(source, "cpu", tmp_path / "m.aicc")

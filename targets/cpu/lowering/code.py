@@ -20,6 +20,14 @@ from aicc.targets.cpu.lowering.program import ELEMENTWISE
 from aicc.targets.cpu.lowering.rows import Angles, Elementwise, Heads, Matrix, Op, Value, Vector
 
 _FORMS = ("weight", "float16", "float32", "bfloat16", "int8", "int4", "float")
+# What a variable of a step may not be called: words of C, and names that the lines of a step use themselves.
+_TAKEN = frozenset({
+    "auto", "bool", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum",
+    "extern", "false", "float", "for", "goto", "if", "inline", "int", "linux", "long", "register", "restrict",
+    "return", "short", "signed", "sizeof", "static", "struct", "switch", "true", "typedef", "union", "unix",
+    "unsigned", "void", "volatile", "while", "int32_t", "memcpy", "memset", "size_t", "at", "columns", "f", "n",
+    "number", "r", "row", "rows", "s", "t", "tile", "unit",
+})  # fmt: skip
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -66,7 +74,7 @@ class Body:
         self.handed_over = handed_over
         self.places: list[Place] = []
         self.scratch_bytes = 0
-        self._names: set[str] = {"f", "s", "t", "row", "r", "n", "unit", "rows", "columns", "tile"}
+        self._names = set(_TAKEN)
 
     def at(self, kind: str, what: Matrix | Vector | Angles | Value | int, unit: int = 0) -> str:
         """The offset of a constant, buffer or layer, as C."""
@@ -78,8 +86,7 @@ class Body:
 
     def name(self, wanted: str) -> str:
         """A C name that is not taken."""
-        base = re.sub(r"\W+", "_", wanted).strip("_").lower() or "value"
-        base = f"v_{base}" if base[0].isdigit() else base
+        base = identifier(wanted)
         name, number = base, 1
         while name in self._names:
             number += 1
@@ -319,6 +326,17 @@ def leaf(name: str | None) -> str:
     """A constant's name without its layer: ``q_proj`` of ``model.layers.0.self_attn.q_proj.weight``."""
     parts = [p for p in re.sub(r"_\d+$", "", str(name)).split(".") if p not in _FORMS and not p.isdigit()]
     return "_".join(parts[-2:] if parts[-1:] == ["bias"] else parts[-1:]) or "constant"
+
+
+def identifier(text: str) -> str:
+    """A C name that any text gives."""
+    name = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_").lower() or "value"
+    return f"v_{name}" if name[0].isdigit() or name.startswith("aicc") else name
+
+
+def comment(text: str) -> str:
+    """Any text as a comment may hold it: a name in a model file must not end the comment and become code."""
+    return re.sub(r"[^\w .,:/+-]", "_", text, flags=re.ASCII)
 
 
 def number(value: float) -> str:

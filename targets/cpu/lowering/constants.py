@@ -16,12 +16,7 @@ _LARGEST_VECTOR = 1 << 22  # elements; more is a weight, not a vector
 
 def is_constant(value: ir.Value | None) -> bool:
     """Whether nothing a user gives reaches it."""
-    if value is None:
-        return False
-    if value.const_value is not None:
-        return True
-    node = value.producer()
-    return node is not None and all(i is None or is_constant(i) for i in node.inputs)
+    return value is not None and not graph_inputs(value)
 
 
 def constant_size(value: ir.Value) -> int | None:
@@ -80,11 +75,13 @@ def graph_inputs(value: ir.Value) -> set[ir.Value]:
         if current in seen:
             continue
         seen.add(current)
+        if current.const_value is not None:
+            continue
         node = current.producer()
-        if node is not None:
-            todo += [i for i in node.inputs if i is not None]
-        elif current.const_value is None:
+        if node is None:
             found.add(current)
+        else:
+            todo += [i for i in node.inputs if i is not None]
     return found
 
 

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 
 from aicc.runtime.errors import UnsupportedError
 from aicc.targets.cpu.lowering import rows as ops
-from aicc.targets.cpu.lowering.code import Body, Constants, Place, RowCode, leaf, number, text_literal
+from aicc.targets.cpu.lowering.code import (
+    Body,
+    Constants,
+    Place,
+    RowCode,
+    comment,
+    identifier,
+    leaf,
+    number,
+    text_literal,
+)
 from aicc.targets.cpu.lowering.formats import LANES, align
 from aicc.targets.cpu.lowering.fuse import Part, Step
 from aicc.targets.cpu.lowering.memory import plan_buffers, row_bytes
@@ -71,7 +81,7 @@ def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, k
         rows.append(_table_row(step, names[function.text], function.unit_bytes, at))
     text = "\n".join(
         [
-            _TOP.format(name=name.replace("*/", ""), count=len(steps)),
+            _TOP.format(name=comment(name), count=len(steps)),
             *_constant_lines(constants, kv),
             "",
             *(text.replace("@", chosen) + "\n" for text, chosen in names.items()),
@@ -206,7 +216,7 @@ def _table_row(step: Step, function: str, unit_bytes: int, at: list[int]) -> str
     nodes = " ".join(dict.fromkeys(op.node.rsplit("/", 1)[0] or op.node for op in step.ops()))
     offsets = ", ".join(map(str, at))
     return (
-        f"    /* {nodes.replace('*/', '')} */\n"
+        f"    /* {comment(nodes)} */\n"
         f"    {{{function}, AICC_{step.kind}, {int(step.selected)}, {units}, {unit_bytes}, {{{offsets}}}}},"
     )
 
@@ -228,7 +238,7 @@ def _function(step: Step, constants: Constants) -> Function:
         raise UnsupportedError(
             f"the step of node {node} uses {len(body.places)} constants and buffers, more than {_OFFSETS}."
         )
-    meanings = ", ".join(f"{i} {_meaning(place)}" for i, place in enumerate(body.places))
+    meanings = comment(", ".join(f"{i} {_meaning(place)}" for i, place in enumerate(body.places)))
     head = f"/* at: {meanings} */\nstatic void @(const aicc_frame *f, const aicc_step *s, const aicc_task *t) {{"
     text = "\n".join([head, *(f"    {line}" for line in lines), "}"])
     return Function(text, _step_name(step), body.places, body.scratch_bytes, unit_bytes)
@@ -245,13 +255,13 @@ def _meaning(place: Place) -> str:
 
 def _step_name(step: Step) -> str:
     if step.kind == "ATTENTION":
-        return "attention"
+        return "step_attention"
     if step.kind == "MATRIX":
         names = [linear.output.name for part in step.parts for linear in part.linears]
     else:
         named = [op.output.name for op in step.ops() if isinstance(op, (ops.Embed, ops.Norm, ops.Select))]
         names = named or [op.output.name for op in step.ops() if op.output is not None]
-    return "_".join(dict.fromkeys(n.replace(".", "_") for n in names))[:60]
+    return f"step_{identifier('_'.join(dict.fromkeys(names)))[:60]}"
 
 
 def _row_step(step: Step, body: Body) -> tuple[list[str], int]:
@@ -312,7 +322,7 @@ def _unit_bytes(part: Part, linear: ops.Linear) -> int:
 def _part(part: Part, body: Body) -> list[str]:
     """The products of one unit for tiles of rows, and what follows for each row."""
     stride = align(part.unit, LANES)
-    tiles = {linear: f"tile_{i}" for i, linear in enumerate(part.linears)}
+    tiles = {linear: body.name(f"tile_{i}") for i, linear in enumerate(part.linears)}
     before = body.scratch_bytes
     body.scratch_bytes = 0  # parts run one after another in the same memory
     lines = [f"float *{tile} = {body.scratch(TILE_ROWS * stride)};" for tile in tiles.values()]
