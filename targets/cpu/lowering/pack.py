@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,16 +43,16 @@ class Packer:
 
     def vector(self, vector: Vector) -> int:
         """Offset of a constant row, padded with zeros to whole vectors."""
-        data = np.zeros(align(vector.size, LANES), np.float32)
-        data[: vector.size] = vector.read()
-        return self._once(vector, data)
+        return self._once(vector, lambda: np.pad(vector.read(), (0, -vector.size % LANES)))
 
     def angles(self, angles: Angles) -> int:
         """Offset of cosines, with the sines of all positions after them."""
-        return self._once(angles, angles.read())
+        return self._once(angles, angles.read)
 
-    def _once(self, constant: object, data: NDArray[np.float32]) -> int:
-        return self._placed.setdefault((constant, 0), self._add(np.ascontiguousarray(data).tobytes()))
+    def _once(self, constant: object, read: Callable[[], NDArray[np.float32]]) -> int:
+        if (constant, 0) not in self._placed:
+            self._placed[constant, 0] = self._add(read().tobytes())
+        return self._placed[constant, 0]
 
     def _add(self, data: bytes | memoryview) -> int:
         offset = self._store.add(data)
