@@ -30,6 +30,9 @@ class Engine:
         executable: A loaded decoder.
         options: How it goes about it; none changes what a request gets.
         drafter: Guesses tokens, with speculation; None looks them up in the text itself.
+
+    Attributes:
+        failures: Steps in a row that the executable failed in, or gave no logits that are numbers.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Engine:
         self._scheduler = Scheduler(executable.page_count, size, budget, options, drafter)
         self._inbox: deque[Request] = deque()
         self._cancelling = False
+        self.failures = 0
         self._lock = threading.Lock()
         self._batches = Batches(executable.page_count, size, self._scheduler.most_sequences, budget)
 
@@ -107,10 +111,11 @@ class Engine:
                 raise
 
     def _hand_over(self) -> None:
+        # First, so that whoever submits and cancels from here on is heard the next time.
+        cancelling, self._cancelling = self._cancelling, False
         while self._inbox:
             self._scheduler.add(self._inbox.popleft())
-        if self._cancelling:
-            self._cancelling = False
+        if cancelling:
             for request in [r for r in (*self._scheduler.running, *self._scheduler.waiting) if r.cancelled]:
                 self._scheduler.remove(request)
                 request.end("cancelled")
@@ -120,12 +125,13 @@ class Engine:
             scheduled = self._scheduler.draft(scheduled)
             logits = self._executable.forward(self._batches.pack([_part(request, new) for request, new in scheduled]))
         except Exception as error:
+            self.failures += 1
             requests = [request for request, _ in scheduled]
             self._scheduler.failed(requests)
             for request in requests:
                 request.end("error", error)
             return
-        best, row = logits.argmax(axis=1), 0
+        best, row, failed = logits.argmax(axis=1), 0, False
         for request, new in scheduled:
             past, end, length = request.cached, request.cached + new, request.length
             rows = end - request.logits_from(past, end)
@@ -133,6 +139,7 @@ class Engine:
                 request.accept(logits[row : row + rows], best[row : row + rows], started)
             except Exception as error:
                 if not isinstance(error, UsageError):  # logits may be bad because keys and values are
+                    failed = True
                     self._scheduler.allocator.forget()
                 request.end("error", error)
             row += rows
@@ -140,6 +147,7 @@ class Engine:
                 self._scheduler.computed(request, end, length)
             if request.finish_reason is not None:
                 self._scheduler.remove(request)
+        self.failures = self.failures + 1 if failed else 0
 
     def teacher_forced(
         self, tokens: NDArray[np.int64], rows: int, consume: Callable[[NDArray[np.float32]], object]

@@ -113,17 +113,16 @@ class EngineThread(ModelThread[Model]):
             template.check()
 
     def _serve(self, model: Model) -> None:
-        engine, failures = model.engine, 0
+        engine = model.engine
         while not self._stopping:
             self._wake.clear()
             sequences = engine.step()
             self._flush()
-            failed = self._sweep()
+            self._sweep()
             if sequences:
                 self.observer.step(engine, sequences)
-                failures = failures + 1 if failed else 0
-            if failures == _FAILURES_IN_A_ROW:
-                raise RuntimeError(f"{failures} steps in a row have failed")
+            if engine.failures == _FAILURES_IN_A_ROW:
+                raise RuntimeError(f"{engine.failures} steps in a row have failed")
             if not sequences:
                 self._wake.wait()
 
@@ -136,13 +135,11 @@ class EngineThread(ModelThread[Model]):
         self._flush()
         self._open = []
 
-    def _sweep(self) -> bool:
-        """Forget what has finished; whether any of it failed."""
-        finished = [request for request in self._open if request.finish_reason is not None]
-        if finished:
+    def _sweep(self) -> None:
+        """Forget what has finished."""
+        if any(request.finish_reason is not None for request in self._open):
             with self._lock:
                 self._open = [request for request in self._open if request.finish_reason is None]
-        return any(request.finish_reason == "error" for request in finished)
 
 
 def _call_all(calls: Sequence[Callable[[], None]]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -244,6 +245,26 @@ def test_a_stream_may_be_forgotten_in_the_middle_of_a_step(make_decoder, alone):
     assert run.ids(stays) == alone([3, 4])
 
 
+def test_a_request_submitted_and_cancelled_while_others_are_taken_in_ends(make_decoder):
+    run = Run(make_decoder())
+    late: list[Request] = []
+
+    class Inbox(deque):
+        """One that is looked into just before the request comes."""
+
+        def __bool__(self) -> bool:
+            if late:
+                return len(self) > 0
+            late.append(run.submit([3, 4], max_tokens=50))
+            run.engine.cancel(late[0])
+            return False
+
+    run.engine._inbox = Inbox()
+    run.engine.step()
+    run.engine.step()
+    assert late[0].finish_reason == "cancelled"
+
+
 def test_cancelling_a_finished_request_changes_nothing(make_decoder):
     run = Run(make_decoder())
     request = run.submit([1], max_tokens=1)
@@ -287,6 +308,18 @@ def test_a_failing_step_ends_its_requests_with_the_error_and_no_others(make_deco
     assert failing.finish_reason == "error"
     assert str(run.pieces[failing][-1].error) == "the device is gone"
     assert run.ids(waiting) == alone([1, 2], max_tokens=4)
+    assert run.engine.failures == 0
+
+
+def test_steps_that_fail_are_counted_until_one_does_not(make_decoder):
+    run = Run(make_decoder())
+    run.executable.before_step = lambda index: 1 // int(index == 2)
+    failures = []
+    for _ in range(3):
+        run.submit([1, 2], max_tokens=1)
+        run.engine.step()
+        failures.append(run.engine.failures)
+    assert failures == [1, 2, 0]
 
 
 def test_logits_that_are_not_numbers_end_only_their_own_request(make_decoder, alone):
