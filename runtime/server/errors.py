@@ -99,6 +99,11 @@ def too_late(seconds: float) -> ApiError:
     return ApiError(504, f"The answer took longer than the {seconds:g} s this server gives one.", "request_timeout")
 
 
+def unavailable() -> ApiError:
+    """The 503 of a model that will not be back before the server is started again."""
+    return ApiError(503, "The model has failed or is being shut down.", "model_unavailable")
+
+
 def decode_error(error: Exception, inside: str = "") -> ApiError:
     """What was wrong with a request body, by field where there is one.
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from aicc.runtime.errors import AiccError
 from aicc.runtime.generator import Model
-from aicc.runtime.server.errors import ApiError
+from aicc.runtime.server.errors import ApiError, unavailable
 from aicc.runtime.session import Session
 
 State = Literal["loading", "ready", "failed", "stopped"]
@@ -92,7 +92,7 @@ class ModelThread(ABC, Generic[M]):
         if self.state == "loading":
             raise ApiError(503, "The model is still loading.", "model_loading", retry=True)
         if self.state != "ready" or self.model is None:
-            raise _unavailable()
+            raise unavailable()
         return self.model
 
     def _run(self) -> None:
@@ -108,7 +108,7 @@ class ModelThread(ABC, Generic[M]):
             self.error = error
         with self._lock:
             self.state = "failed" if self.error is not None else "stopped"
-        self._end_all(_unavailable())
+        self._end_all(unavailable())
         if self.error is not None:
             self._changed(self)
 
@@ -118,7 +118,3 @@ def log_failure(thread: ModelThread[Any]) -> None:
     if thread.error is not None:
         bug = None if isinstance(thread.error, AiccError) else thread.error
         log.error("The model cannot be served: %s", thread.error, exc_info=bug)
-
-
-def _unavailable() -> ApiError:
-    return ApiError(503, "The model has failed or is being shut down.", "model_unavailable")

@@ -12,6 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from aicc.runtime.server.errors import unavailable
+
 EVENTS = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 T = TypeVar("T")
@@ -34,6 +36,7 @@ async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T:
 
     Raises:
         ClientDisconnect: The caller left first.
+        ApiError: The server ends, and the work was not begun.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(receive))
@@ -41,6 +44,8 @@ async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
+        if task.cancelled():  # by the thread it waited for, which ends with the server
+            raise unavailable()
         return task.result()
     finally:
         for pending in (task, gone):

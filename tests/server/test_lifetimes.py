@@ -4,7 +4,9 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +17,7 @@ from devices import Device
 from live_server import DEADLINE, NAME, health, listening, wait_idle, wait_until
 
 from aicc.runtime.artifact import Artifact
-from aicc.runtime.errors import IntegrityError
+from aicc.runtime.errors import IntegrityError, UsageError
 from aicc.runtime.generator import Model
 from aicc.runtime.provider import DecoderExecutable
 from aicc.runtime.server import Limits, create_app
@@ -258,6 +260,29 @@ def test_a_device_that_keeps_failing_takes_the_server_out_of_service(device: Dev
     assert httpx.get(f"{device_url}/health/live").status_code == 503
 
 
+def test_requests_at_fault_themselves_do_not_take_the_server_out_of_service(
+    executable: DecoderExecutable, demo_artifact: Artifact
+) -> None:
+    class TooCostly:
+        finished = False
+
+        def mask(self) -> None:
+            raise UsageError("the json_object cannot be enforced: it has too many states.")
+
+    model = Model(executable, demo_artifact)
+    model.constraint = lambda *_: TooCostly()  # type: ignore[method-assign, assignment, return-value]
+    asked = {
+        "model": NAME,
+        "messages": [{"role": "user", "content": "Hello"}],
+        "response_format": {"type": "json_object"},
+    }
+    with listening(create_app({NAME: model})) as url:
+        statuses = [httpx.post(f"{url}/v1/chat/completions", json=asked).status_code for _ in range(4)]
+        wait_idle(url)
+
+    assert statuses == [400] * 4
+
+
 def test_a_server_that_stops_ends_what_does_not_finish(executable: DecoderExecutable, demo_artifact: Artifact) -> None:
     model = Model(executable, demo_artifact)
     with ExitStack() as server:
@@ -268,6 +293,29 @@ def test_a_server_that_stops_ends_what_does_not_finish(executable: DecoderExecut
                 list(events)
 
     assert model.engine.free_pages == model.engine.page_count
+
+
+def test_prompts_that_wait_to_be_tokenised_when_the_server_ends_get_an_error(
+    executable: DecoderExecutable, demo_artifact: Artifact
+) -> None:
+    model = Model(executable, demo_artifact)
+    tokenizer = HaltedTokenizer(model.tokenizer)
+    model._tokenizer = tokenizer  # type: ignore[assignment]
+    registry = Registry([served(NAME, model.manifest, lambda: model, 8)])
+    with listening(build_app(registry)) as url, ThreadPoolExecutor(2) as callers:
+        ask = partial(httpx.post, f"{url}/v1/completions", json=SHORT, timeout=DEADLINE)
+        answers = [callers.submit(ask) for _ in range(2)]
+        try:
+            wait_until(lambda: health(url)["sequences"] == 2, "arriving")
+            assert tokenizer.halted.wait(DEADLINE)
+            for each in registry:
+                each.stop()
+        finally:
+            tokenizer.running.set()
+        refused = [answer.result() for answer in answers]
+
+    assert [answer.status_code for answer in refused] == [503, 503]
+    assert {answer.json()["error"]["code"] for answer in refused} == {"model_unavailable"}
 
 
 @pytest.fixture
