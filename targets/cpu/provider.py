@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aicc.runtime.artifact import WEIGHTS_PATH
-from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UnsupportedError, UsageError
+from aicc.runtime.errors import AiccError, IntegrityError, MismatchError, ResourceError, UnsupportedError, UsageError
 from aicc.runtime.machine import processor
 from aicc.runtime.provider import OPTIMAL, Array, Compatibility, Device, Executable, Fit, LoadOptions, TokenBatch
 from aicc.runtime.target import all_targets
@@ -27,7 +27,8 @@ _ABI_VERSION = 1  # AICC_ABI_VERSION
 _DECODER, _TENSORS = 1, 2  # aicc_kind
 _INT64 = 4  # AICC_I64
 _MAX_RANK = 8  # AICC_MAX_RANK
-_TOKEN, _CONTEXT = 6, 9  # aicc_status: AICC_ERROR_TOKEN, AICC_ERROR_CONTEXT
+# aicc_status: AICC_ERROR_THREADS, AICC_ERROR_TOKEN, AICC_ERROR_CONTEXT, AICC_ERROR_MACHINE
+_THREADS, _TOKEN, _CONTEXT, _MACHINE = 5, 6, 9, 12
 _MOST_THREADS = 256  # AICC_MAX_THREADS
 _MOST_PAGES = 2**31 - 1  # of an int32
 
@@ -108,8 +109,9 @@ class CpuProvider:
 
         Raises:
             IntegrityError: The library is not one of aicc's, or was made with other weights.
-            ResourceError: Not enough memory.
-            UsageError: More threads than can be started.
+            MismatchError: The system keeps the library's instructions from this process.
+            ResourceError: Not enough memory, or the system refuses a thread.
+            UsageError: More threads than there can be.
         """
         path = artifact.file(f"variants/{variant.name}/{_LIBRARY}")
         library = _open_library(path)
@@ -196,7 +198,7 @@ class _OpenModel:
         if status:
             self._model = None
             self._memory.close()
-            raise IntegrityError(f"{weights} cannot be opened: {self._text(status)}.", "Compile the model again.")
+            raise self._not_opened(status, weights)
         self._device = f"CPU: {processor().model} ({about.isa.decode()}, {library.aicc_threads(self._model)} threads)"
 
     @property
@@ -216,6 +218,14 @@ class _OpenModel:
             self._library.aicc_close(model)
             self._memory.close()
             _unload(self._library)
+
+    def _not_opened(self, status: int, weights: Path) -> AiccError:
+        reason = f"{weights} cannot be opened: {self._text(status)}."
+        if status == _THREADS:
+            return ResourceError(reason, "Give fewer --threads, or raise the limits of memory and processes.")
+        if status == _MACHINE:
+            return MismatchError(reason, "Compile the model for another target, such as cpu:avx512-vnni.")
+        return IntegrityError(reason, "Compile the model again.")
 
     def _text(self, status: int) -> str:
         return str(self._library.aicc_error_text(status).decode())

@@ -1,6 +1,8 @@
 """A real decoder as native code: right at full precision, close at 4 bits, the same bits in any batch."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,29 @@ def test_no_threads_are_left_and_nothing_runs_after_closing(compact_path: Path) 
 def test_threads_that_cannot_be_started_are_refused(compact_path: Path, threads: int) -> None:
     with pytest.raises(UsageError, match="threads"):
         load(compact_path, threads=threads)
+
+
+def test_a_thread_the_system_refuses_is_no_damage_of_the_model(compact_path: Path) -> None:
+    said = _in_a_process(
+        "import resource, sys\n"
+        "from aicc.runtime import load\n"
+        "from aicc.runtime.errors import ResourceError\n"
+        "load(sys.argv[1], kv_tokens=64).close()\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_STACK, (8 << 20, 8 << 20))\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20),) * 2)\n"
+        "try: load(sys.argv[1], threads=256, kv_tokens=64)\n"
+        "except ResourceError as error: print(error)\n",
+        compact_path,
+    )
+    assert "refused to start a thread" in said
+    assert "--threads" in said
+
+
+def _in_a_process(code: str, path: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_weights_of_another_model_are_noticed(compact_path: Path) -> None:
