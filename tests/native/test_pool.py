@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,3 +34,10 @@ def test_every_task_runs_once_a_round_and_after_the_step_before(pool, threads, t
     early = pool.pool_run(threads, address(counts), address(first), len(tasks), rounds, address(done))
     assert early == 0
     assert (done[: sum(tasks)] == rounds).all()
+
+
+def test_threads_that_had_nothing_to_do_for_long_get_their_tasks():
+    library = build(Path(__file__).with_name("pool.c"), "portable")
+    run = f"import ctypes; print(ctypes.CDLL({str(library)!r}).pool_wrap(4))"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=60)  # it would not end
+    assert done.stdout == f"{2 * (32 * 2 + 4)}\n", done.stderr

@@ -136,8 +136,11 @@ static inline void aicc_pool_wait(aicc_pool *p, uint64_t ticket, _Atomic uint32_
 
 /* Run the steps; step s has tasks[s] tasks, which may be 0. Returns when all are done. */
 static inline void aicc_pool_execute(aicc_pool *p, const uint32_t *tasks, uint32_t step_count) {
+    uint32_t first = p->first + p->step_count + 1; /* no number is used twice, so nobody takes an old step for a new one */
+    if ((first ^ p->first) >> 30) /* now and then, as a range that never had a task would be ahead when numbers wrap around */
+        for (uint32_t i = 0; i < p->threads; i++) atomic_store(&p->workers[i].range, (uint64_t)(first - 1) << 32);
     p->tasks = tasks;
-    p->first += p->step_count + 1; /* no number is used twice, so nobody takes an old step for a new one */
+    p->first = first;
     p->step_count = step_count;
     atomic_store(&p->running, 1);
     aicc_pool_advance(p, 0, 0);
