@@ -10,7 +10,8 @@
 /* e^x; 0 below -87.33 (no denormals), infinity above 88.72. Argument reduced by n ln 2 in two parts (Cody & Waite),
  * then the degree 6 Taylor polynomial with its last terms fitted on |r| <= ln 2 / 2. */
 AICC_INLINE float aicc_exp(float x) {
-    float clamped = x > 88.8f ? 88.8f : x < -88.0f ? -88.0f : x;
+    float clamped = x < 88.8f ? x : 88.8f; /* a NaN too, which no integer could be made of */
+    clamped = clamped > -88.0f ? clamped : -88.0f;
     float n = aicc_fma(clamped, 1.44269504f, 12582912.0f) - 12582912.0f; /* to the nearest integer */
     float r = aicc_fma(n, -0.693359375f, clamped);
     r = aicc_fma(n, 2.12194440e-4f, r);
