@@ -248,6 +248,7 @@ long tokenizer_encode(const tokenizer *t, const char *text, size_t size, int spe
         const char *stop = specials ? find_special(t, s, end, &special) : end;
         for (const char *next; s < stop; s = next) {
             next = word(t, s, stop);
+            if (next == s) next = run(t, s, stop, 0, 1, 1); /* classes that contradict themselves: one character at least */
             count += (long)encode_word(t, s, (size_t)(next - s), ids + count);
         }
         if (stop < end) {

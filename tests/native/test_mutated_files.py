@@ -85,6 +85,20 @@ def tokenizer_bin() -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8)
 
 
+def test_a_tokenizer_whose_classes_contradict_its_words_comes_to_an_end(tokenizer_c, tokenizer_bin):
+    data, handle, raw = mutated(tokenizer_bin, [], 0), aligned(512), b"a \tb"
+    words = data[: len(data) // 4 * 4].view(np.uint32)
+    vocab, merges, specials, ranges = (int(n) for n in words[4:8])
+    at = 10 + 256 + 2 * vocab + 1 + 4 * merges + specials
+    classes = words[at : at + 3 * ranges].reshape(ranges, 3)
+    [blank] = np.flatnonzero((classes[:, 0] <= 32) & (classes[:, 1] >= 32))
+    classes[blank, 2] = 0  # no white space, and what follows it is
+    assert tokenizer_c.tokenizer_open(address(handle), address(data), c_size_t(len(data))) == 0
+    ids = (c_int64 * (len(raw) + 1))()
+    arguments = (address(handle), raw, c_size_t(len(raw)), 0, ids, c_size_t(len(ids)))
+    assert 0 <= tokenizer_c.tokenizer_encode(*arguments) <= len(raw)
+
+
 @SETTINGS
 @given(CHANGES, SIZES, st.text(max_size=40))
 def test_a_tokenizer_of_any_bytes_is_refused_or_used(tokenizer_c, tokenizer_bin, changes, more, text):
