@@ -56,9 +56,9 @@ def _compiled(model: str, target: str) -> Artifact:
 
 def _makers() -> Iterator[bytes]:
     """Everything besides the source that the artifact's bytes depend on."""
-    for package in ("openvino", "onnx-ir", "onnxscript", "mobius-onnx"):
+    for package in ("openvino", "onnx-ir", "onnxscript", "mobius-onnx", "ziglang"):
         yield metadata.version(package).encode()
     for folder in ("compiler", "targets", "runtime"):
-        for path in sorted((_ROOT / folder).rglob("*.py")):
-            if "server" not in path.relative_to(_ROOT).parts:
+        for path in sorted((_ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".h") and "server" not in path.relative_to(_ROOT).parts:
                 yield path.read_bytes()
