@@ -21,6 +21,7 @@ from aicc.cli.inspect_commands import inspect
 from aicc.cli.machine_commands import doctor, targets
 from aicc.cli.measure_commands import bench, evaluate
 from aicc.cli.output import one_line
+from aicc.cli.plan_command import plan
 from aicc.cli.run_commands import chat, run
 from aicc.cli.serve_command import serve
 
@@ -58,7 +59,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (pull, check, compile_command, run, chat, serve, inspect, bench, evaluate, targets, doctor):
+for command in (pull, check, plan, compile_command, run, chat, serve, inspect, bench, evaluate, targets, doctor):
     cli.add_command(command)
 
 

@@ -16,6 +16,7 @@ import msgspec
 from aicc.cli import documents, inspection
 from aicc.cli.main import cli
 from aicc.compiler.check import CheckReport
+from aicc.compiler.plan.planning import PlanReport
 from aicc.compiler.report import CompileReport
 from aicc.runtime.artifact import Manifest
 from aicc.runtime.bench import DecoderBench, TensorBench
@@ -54,6 +55,7 @@ Sizes in JSON are bytes, times seconds. New fields may be added to an object; no
 # What each command prints with --json. Objects that another page describes are not taken apart here.
 DOCUMENTS: dict[str, tuple[type, ...]] = {
     "check": (CheckReport,),
+    "plan": (PlanReport,),
     "compile": (inspection.CompileDocument,),
     "run": (documents.RunDocument, documents.RunTensorsDocument),
     "inspect": (inspection.InspectDocument,),

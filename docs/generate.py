@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from aicc.cli.reference import reference
+from aicc.compiler.plan.constants import constants, figures
 from aicc.runtime.target import all_targets
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,23 @@ def targets_table() -> str:
         f"| `{t.name}` | {t.description} | {t.evidence} | {f'`aicc[{t.extra}]`' if t.extra else ''} |"
         for t in all_targets().values()
     ]
+    return "\n".join(rows)
+
+
+def constants_table() -> str:
+    """Constants of the cost model, each with its source."""
+    rows = ["| constant | value | what it is | grade | source |", "|---|---:|---|---|---|"]
+    for chip, values in constants().items():
+        rows += [f"| `{chip}.{name}` | {c.value:g} | {c.unit} | {c.grade} | {c.source} |" for name, c in values.items()]
+    return "\n".join(rows)
+
+
+def figures_table() -> str:
+    """Published figures of the cost model, and how held-out ones came out when they were first compared."""
+    rows = ["| figure | target | use | published | source | outcome |", "|---|---|---|---:|---|---|"]
+    for f in figures():
+        published = f"{f.measured:,.0f} {f.unit}"
+        rows.append(f"| {f.name} | `{f.target}` | {f.use} | {published} | {f.source} | {f.outcome} |")
     return "\n".join(rows)
 
 
@@ -44,8 +62,9 @@ def operators() -> str:
 
 def main() -> int:
     """Regenerate, or check."""
-    readme, cli = ROOT / "README.md", ROOT / "docs" / "cli.md"
-    pages = {readme: between(readme.read_text(), "targets", targets_table()), cli: reference()}
+    readme, cli, plan = ROOT / "README.md", ROOT / "docs" / "cli.md", ROOT / "docs" / "plan.md"
+    planning = between(between(plan.read_text(), "constants", constants_table()), "figures", figures_table())
+    pages = {readme: between(readme.read_text(), "targets", targets_table()), cli: reference(), plan: planning}
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:
         return int(bool(stale))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 
 from aicc.compiler.importers import ArchitectureError, ImportedModel, Source
@@ -13,6 +15,7 @@ from aicc.compiler.importers.folder import FolderFacts, read_config, read_folder
 from aicc.compiler.importers.mobius_graph import NO_END, BuiltGraph, bind_weights, build_graph
 from aicc.compiler.importers.safetensors_file import read_weights, weight_files
 from aicc.runtime.artifact import LlmFacts, SourceInfo
+from aicc.runtime.errors import UsageError
 
 # Architectures whose graphs are compared with transformers' own forward pass in the tests. mobius
 # accepts more names than it computes faithfully, so no other is taken on trust.
@@ -59,6 +62,38 @@ def import_model(source: Source) -> ImportedModel:
         notes=notes,
         weight_files=files,
     )
+
+
+def import_config(folder: Path, name: str) -> ImportedModel:
+    """What :func:`import_model` would give of a folder whose weights are not there: the graph and its sizes.
+
+    Every weight has its type and shape, and refuses to be read.
+
+    Raises:
+        IntegrityError: The config contradicts itself.
+        UnsupportedError: The architecture, or this form of it, is not known.
+    """
+    where = str(folder / "config.json")
+    raw = read_json(folder / "config.json")
+    _check_supported(raw, where)
+    built = build_graph(read_config(raw, folder), where)
+    for weight in built.model.graph.initializers.values():
+        if weight.const_value is None:
+            assert weight.dtype is not None
+            weight.const_value = ir.LazyTensor(_absent, dtype=weight.dtype, shape=weight.shape, name=weight.name)
+    decoder = raw["model_type"] in DECODERS
+    return ImportedModel(
+        graph=built.model,
+        kind="decoder" if decoder else "tensors",
+        info=SourceInfo(name, "huggingface", ""),
+        llm=_facts(built, read_folder(folder, raw)) if decoder else None,
+        notes=[*built.notes, "only config.json was read: there are no weights beside it"],
+        importer="mobius",
+    )
+
+
+def _absent() -> ir.TensorProtocol:
+    raise UsageError("this needs the model's weights, and only its config.json is here.", "Give the whole folder.")
 
 
 def _check_supported(raw: dict[str, Any], where: str) -> None:
