@@ -58,6 +58,14 @@ def test_figures_constants_were_fitted_to_come_out_at_an_end_of_the_range(figure
     assert nearest == pytest.approx(figure.measured, rel=CALIBRATION_BAND)
 
 
+@pytest.mark.parametrize("figure", [f for f in figures() if f.use == "held-out"], ids=lambda f: f.name)
+def test_held_out_figures_come_out_as_the_documentation_says(figure: Figure):
+    """Whether inside the range or not: a changed constant has to be written down with what it changes here."""
+    rates = predicted(figure)
+    inside = rates.low <= figure.measured <= rates.high
+    assert figure.outcome.startswith(f"{rates.low:,.0f}–{rates.high:,.0f}: {'inside' if inside else 'outside'}")
+
+
 @pytest.mark.parametrize("columns", [1376, 2048, 2560, 3500])
 def test_large_products_reach_the_published_utilisation_of_groq(columns: int):
     """Nothing is fitted here: how the sub-operations divide the matrix explains at least 80 %."""
