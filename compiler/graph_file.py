@@ -19,7 +19,7 @@ INLINE_BYTES = 1024  # tensors up to this stay in the graph file: shapes, scalar
 _MAX_GRAPH_BYTES = (1 << 31) - 1  # of a protobuf message
 
 
-def encode_graph(model: ir.Model, weights: WeightStore) -> bytes:
+def encode_graph(model: ir.Model, weights: WeightStore, location: str = WEIGHTS_PATH) -> bytes:
     """Serialise a graph, moving its large tensors into the weights file one at a time.
 
     The model is as it was when this returns, lazy tensors included.
@@ -27,6 +27,7 @@ def encode_graph(model: ir.Model, weights: WeightStore) -> bytes:
     Args:
         model: The graph.
         weights: Gets every tensor over ``INLINE_BYTES``.
+        location: What the graph calls the weights file.
 
     Returns:
         A ``ModelProto``; equal models give equal bytes.
@@ -38,7 +39,7 @@ def encode_graph(model: ir.Model, weights: WeightStore) -> bytes:
     try:
         for slot in slots:
             if _is_large(slot.tensor):
-                slot.put(_stored(slot, weights))
+                slot.put(_stored(slot, weights, location))
             elif isinstance(slot.tensor, ir.ExternalTensor):
                 slot.put(ir.Tensor(slot.tensor.numpy().copy(), dtype=slot.tensor.dtype, name=slot.name))
         return ir.to_proto(model).SerializeToString(deterministic=True)
@@ -129,7 +130,7 @@ def _is_large(tensor: ir.TensorProtocol) -> bool:
     return tensor.dtype != ir.DataType.STRING and tensor.nbytes > INLINE_BYTES
 
 
-def _stored(slot: _Slot, weights: WeightStore) -> ir.ExternalTensor:
+def _stored(slot: _Slot, weights: WeightStore, location: str) -> ir.ExternalTensor:
     """The tensor's place in the weights file, after its bytes were put there."""
     tensor = slot.tensor
     try:
@@ -142,7 +143,7 @@ def _stored(slot: _Slot, weights: WeightStore) -> ir.ExternalTensor:
             "Fetch the model again.",
         )
     return ir.ExternalTensor(
-        WEIGHTS_PATH, weights.add(data), len(data), tensor.dtype, shape=ir.Shape(tensor.shape),
+        location, weights.add(data), len(data), tensor.dtype, shape=ir.Shape(tensor.shape),
         name=tensor.name or slot.name, doc_string=tensor.doc_string, metadata_props=dict(tensor.metadata_props),
     )  # fmt: skip
 

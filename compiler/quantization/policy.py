@@ -63,6 +63,8 @@ def quantize(imported: ImportedModel, target: Target, quant: Quant, group_size: 
     bits = {"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}.get(quant)
     if bits and not any(f.bits == bits for f in target.weight_formats):
         raise UsageError(f"{target.name} has no {quant} weights.", "See `aicc targets --json` for its formats.")
+    if quant == "auto" and {f.bits for f in target.weight_formats} == {16}:
+        quant = "fp16"
     described: Counter[str] = Counter()
     for use in find_weights(imported.graph):
         described[_convert(imported, use, target, quant, group_size)] += 1

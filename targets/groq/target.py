@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from aicc.runtime.target import Target, WeightFormat
+
+# Operators of opsets after 16, which GroqFlow's compiler does not know.
+_NEWER = ("Attention", "RotaryEmbedding", "RMSNormalization", "LayerNormalization", "Gelu", "Swish")
 
 TARGETS = (
     Target(
         family="groq",
         variant="lpu",
         description="Groq LPU: static ONNX graphs and a partition over chips, for GroqFlow's contract",
-        lowering=None,
+        lowering="aicc.targets.groq.lowering:lower",
         provider=None,
         device="LPU",
         compute_dtypes=("float16",),
         weight_formats=(WeightFormat(16),),
         kv_dtypes=("float16",),
+        op_rules=MappingProxyType(dict.fromkeys(_NEWER, "decompose")),
         shapes="static",
+        repacks_weights=True,
         evidence="prepared",
     ),
 )

@@ -14,7 +14,7 @@ from aicc.cli.main import cli
 from aicc.cli.reference import DOCUMENTS, ELSEWHERE, field_meanings, fields, reference
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
-COMMANDS = ["pull", "check", "compile", "run", "chat", "serve", "inspect", "bench", "eval", "targets", "doctor"]
+COMMANDS = ["pull", "check", "plan", "compile", "run", "chat", "serve", "inspect", "bench", "eval", "targets", "doctor"]
 
 
 def test_alone_it_shows_what_there_is_in_the_order_a_newcomer_needs_it(aicc: Run):
