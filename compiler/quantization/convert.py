@@ -21,6 +21,7 @@ Floats = NDArray[np.float32]
 _ELEMENTS_AT_ONCE = 1 << 18
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 _LARGEST = {4: 7.5 * 65504, 8: 127 * 65504.0}  # what the largest float16 scale reaches
+_SMALL = 1024  # elements of a scale or zero point that passes look at (onnx_ir: which constants are equal)
 _ONNX = {4: ir.DataType.UINT4, 8: ir.DataType.INT8}
 
 
@@ -124,13 +125,19 @@ def lazy_quantized(
     groups = columns // group_size
     quantize = quantize_uint4 if bits == 4 else quantize_symmetric_int8
     made: dict[int, NDArray | None] = {}
+    kept: dict[int, ir.TensorProtocol] = {}  # small parts, which passes over the graph read again and again
 
     def take(index: int) -> ir.TensorProtocol:
+        if index in kept:
+            return kept[index]
         if index not in made:  # each part is read once per writing; the last reader empties the store
             matrix = read()
             _require(matrix, name, _LARGEST[bits], f"int{bits} with float16 scales")
             made.update(enumerate(_by_rows(quantize, matrix, group_size)))
-        return ir.tensor(made.pop(index))
+        part = ir.tensor(made.pop(index))
+        if part.size <= _SMALL:
+            kept[index] = part
+        return part
 
     def lazy(index: int, dtype: ir.DataType, dims: list[int]) -> ir.LazyTensor:
         return ir.LazyTensor(lambda: take(index), dtype=dtype, shape=ir.Shape(dims))
