@@ -46,6 +46,16 @@ def compiler() -> Iterator[None]:
         ) from missing
 
 
+def _sizes(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, int]:
+    sizes = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        if not name or not number.isascii() or not number.isdecimal() or not 1 <= int(number) < 1 << 31:
+            raise click.BadParameter(f"{text!r} is not NAME=N with a whole number from 1 on.")
+        sizes[name] = int(number)
+    return sizes
+
+
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that decide what is compiled, and for what."""
     options = [
@@ -80,6 +90,15 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Number format of a decoder's KV cache. auto is the target's own choice; int8 has a scale for each "
             "head and token.",
+        ),
+        click.option(
+            "--size",
+            "sizes",
+            multiple=True,
+            metavar="NAME=N",
+            callback=_sizes,
+            help="For targets of fixed shapes: the size of a dimension that the model leaves open, by its name there, "
+            "or context=N, the tokens a decoder is made for. May be given several times.",
         ),
         click.option(
             "--importer",
@@ -118,7 +137,16 @@ def pull(name: str | None) -> None:
 @click.argument("model")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def check(model: str, target: str, quant: str, group_size: int | None, kv: str, importer: str, as_json: bool) -> None:
+def check(
+    model: str,
+    target: str,
+    quant: str,
+    group_size: int | None,
+    kv: str,
+    sizes: dict[str, int],
+    importer: str,
+    as_json: bool,
+) -> None:
     """Tell whether MODEL can be compiled for a target and fits this machine, without reading its weights.
 
     MODEL is what `aicc compile` takes. Only headers are read, so this is quick for any size. Exits
@@ -142,6 +170,7 @@ def check(model: str, target: str, quant: str, group_size: int | None, kv: str, 
                 group_size=group_size,
                 importer=importer,
                 kv=kv,
+                sizes=sizes,
             )
     if as_json:
         print_json(report)
@@ -231,6 +260,7 @@ def compile_command(
     quant: str,
     group_size: int | None,
     kv: str,
+    sizes: dict[str, int],
     activations: str,
     calibrate: Path | None,
     cc: str | None,
@@ -278,6 +308,7 @@ def compile_command(
                 kv=kv,
                 activations=activations,
                 calibration=calibrate,
+                sizes=sizes,
                 compiler=cc,
                 graph=graph,
                 measure=measure,

@@ -8,7 +8,8 @@ artifact will have; memory is a prediction.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
@@ -18,6 +19,7 @@ from aicc.compiler.importers import ImportedModel, Source, preview_model
 from aicc.compiler.lowering import Refusal
 from aicc.compiler.optimize import optimize
 from aicc.compiler.quantization.policy import Quant, quantize
+from aicc.compiler.sizes import fix_sizes
 from aicc.runtime import machine
 from aicc.runtime.target import Target
 
@@ -74,6 +76,7 @@ def check_model(
     group_size: int | None = None,
     importer: str = "auto",
     kv: str = "auto",
+    sizes: Mapping[str, int] = MappingProxyType({}),
 ) -> CheckReport:
     """Look at a model as a compile would, without reading a weight.
 
@@ -84,6 +87,7 @@ def check_model(
         group_size: Values that share a scale, as for a compile.
         importer: As for a compile.
         kv: As for a compile.
+        sizes: As for a compile.
 
     Raises:
         UnsupportedError: The model cannot be imported at all.
@@ -94,6 +98,7 @@ def check_model(
     target = targets[0].with_kv(kv)
     imported = preview_model(source, importer, target)
     check_kv_choice(imported.kind, kv)
+    fix_sizes(imported, target, sizes)
     optimize(imported, target)
     quantization = quantize(imported, target, quant, group_size)
     graph, llm = imported.graph, imported.llm

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import onnx_ir as ir
@@ -30,6 +31,7 @@ from aicc.compiler.quantization.policy import Quant, quantize
 from aicc.compiler.quantization.samples import read_samples
 from aicc.compiler.quantization.static import calibrate, check_calibration
 from aicc.compiler.report import CompileReport, PassRecord, PhaseRecord
+from aicc.compiler.sizes import fix_sizes
 from aicc.compiler.sources import resolve
 from aicc.compiler.template_check import check_template
 from aicc.runtime.artifact import Artifact, Format, Manifest, MemoryFacts, Variant
@@ -59,6 +61,7 @@ def compile_model(
     kv: str = "auto",
     activations: str = "auto",
     calibration: Path | None = None,
+    sizes: Mapping[str, int] = MappingProxyType({}),
     compiler: str | None = None,
     graph: bool | None = None,
     measure: bool = True,
@@ -82,6 +85,8 @@ def compile_model(
             choice, or another of :attr:`aicc.runtime.target.Target.activations`.
         calibration: Sample inputs that fix the scales of activations, for targets that compute with such; see
             :func:`aicc.compiler.quantization.samples.read_samples`.
+        sizes: For targets of fixed shapes: of the dimensions a model of tensors leaves open, by name, or
+            ``context``, the tokens a decoder is made for.
         compiler: Command of a C compiler to take instead of the target's own.
         graph: Whether the artifact keeps the portable graph, which tools for ONNX open; None keeps it unless the
             target has the weights in a layout of its own.
@@ -118,6 +123,7 @@ def compile_model(
         if imported.chat_template is not None:
             report.notes += check_template(imported.chat_template, imported.tokenizer_config)
     check_kv_choice(imported.kind, kv)
+    fix_sizes(imported, target, sizes)
     if finished("import", imported):
         return report
     original = imported.graph.clone()  # shares the lazy weights: what quality is measured against

@@ -42,6 +42,26 @@ def test_a_choice_of_activations_that_the_target_does_not_leave_is_refused(aicc:
     assert not (tmp_path / "m.aicc").exists()
 
 
+def test_sizes_are_for_targets_of_fixed_shapes_and_for_dimensions_the_model_leaves_open(aicc: Run, tmp_path: Path):
+    relu = helper.make_node("Relu", ["x"], ["y"])
+    save_onnx(tmp_path / "open.onnx", [relu], {"x": ["batch", "width"]}, {"y": ["batch", "width"]})
+    model = ("compile", tmp_path / "open.onnx", "-o", tmp_path / "m.aicc", "--target")
+    for target, sizes, message in (
+        ("openvino:cpu", ("width=8",), "takes any sizes"),
+        ("openvino:npu", (), "--size width=N"),
+        ("openvino:npu", ("width=8", "depth=2"), "no size called 'depth'"),
+        ("openvino:npu", ("width=-1",), "NAME=N"),
+    ):
+        done = aicc(*model, target, *(word for size in sizes for word in ("--size", size)))
+        assert (done.code, (tmp_path / "m.aicc").exists()) == (2, False)
+        assert message in " ".join(done.err.split())
+    assert aicc(*model, "openvino:npu", "--size", "width=8").code == 0
+    (given,) = Artifact.open(tmp_path / "m.aicc").manifest.signatures["default"].inputs
+    assert given.shape == (1, 8)
+    check = aicc("check", tmp_path / "open.onnx", "--target", "openvino:npu", "--size", "width=8")
+    assert check.code == 0
+
+
 def test_a_check_tells_the_bytes_of_the_kv_cache_that_is_asked_for(aicc: Run):
     found = {}
     for kv in ("auto", "fp32", "int8"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -82,7 +82,8 @@ def outcome(case: Case, target: Target) -> Outcome:
 
 
 def _run(case: Case, target: Target, folder: Path) -> Outcome:
-    onnx.save(case.model, folder / "case.onnx")
+    fixed = case if target.shapes == "dynamic" else replace(case, dynamic=False)
+    onnx.save(fixed.model, folder / "case.onnx")
     artifact = folder / "case.aicc"
     try:
         report = compile_model(Source(folder / "case.onnx", "onnx", case.name), target, artifact)
