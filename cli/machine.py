@@ -73,6 +73,11 @@ def why_not_run(target: Target) -> str:
         return str(error)
     except ModuleNotFoundError as missing:
         return f"It needs {missing.name}: {install(target, target.extra)}."
+    here = machine.processor()
+    if target.architecture not in ("", here.architecture):
+        return f"This machine is {here.architecture}, and it is for {target.architecture}."
+    if lacking := sorted(set(target.instruction_sets) - set(here.instruction_sets)):
+        return f"This processor lacks {', '.join(lacking)}."
     if any(_is_device(target, name) for name in names):
         return ""
     return f"This machine has no device {target.device} ({', '.join(names) or 'none at all'} found)."

@@ -28,6 +28,7 @@ def test_targets_lists_every_target_and_why_one_cannot_run(aicc: Run):
         assert row.description
         assert row.evidence in ("runs", "emulated", "compiled", "prepared")
         assert (row.runs, row.compiles) == (not row.runs_reason, not row.compiles_reason)
+        assert not row.runs or all_targets()[row.name].runs_on(machine.processor())
     table = aicc("targets").out
     assert all(name in table for name in rows)
 
