@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aicc.runtime.artifact import GRAPH_PATH, WEIGHTS_PATH, Artifact, Signature
-from aicc.runtime.errors import IntegrityError, UnsupportedError, UsageError
+from aicc.runtime.errors import IntegrityError, ResourceError, UnsupportedError, UsageError
 from aicc.runtime.provider import Array, TokenBatch
 
 if TYPE_CHECKING:
@@ -162,6 +162,7 @@ class GraphDecoder(GraphExecutable):
 
     Raises:
         UnsupportedError: The graph has an input this decoder does not know.
+        ResourceError: There is no memory for so many tokens.
     """
 
     def __init__(
@@ -186,7 +187,12 @@ class GraphDecoder(GraphExecutable):
             if not spec.name.startswith(_PAST) or len(spec.shape) != 4 or spec.dtype == "bfloat16":
                 raise UnsupportedError(f"{device} does not know what to give the decoder's input {spec.name!r}.")
             _, heads, _, size = (d if isinstance(d, int) else 0 for d in spec.shape)
-            self._memory[spec.name] = np.zeros((self._page_count, heads, page_size, size), spec.dtype)
+            try:
+                self._memory[spec.name] = np.zeros((self._page_count, heads, page_size, size), spec.dtype)
+            except (MemoryError, ValueError) as error:  # the latter for more than can be addressed
+                raise ResourceError(
+                    f"there is no memory for keys and values of {kv_tokens} tokens.", "Give fewer --kv-tokens."
+                ) from error
 
     @property
     def page_size(self) -> int:

@@ -16,7 +16,7 @@ from aicc.compiler.importers import ImportedModel
 from aicc.compiler.package import ArtifactWriter
 from aicc.runtime import Artifact, load
 from aicc.runtime.artifact import GRAPH_PATH, FileEntry, SourceInfo
-from aicc.runtime.errors import IntegrityError, UnsupportedError, UsageError
+from aicc.runtime.errors import IntegrityError, ResourceError, UnsupportedError, UsageError
 from aicc.runtime.provider import DecoderExecutable, ExecutionProvider, Fit, LoadOptions
 from aicc.runtime.target import Target, find_target, load_object
 from aicc.targets.null.lowering import lower
@@ -50,6 +50,13 @@ def test_the_null_family_generates_what_the_reference_does(tmp_path):
             generated.append(model.logits([3, 4, 5]))
     assert generated[0] == generated[2]
     np.testing.assert_allclose(generated[1], generated[3], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("tokens", [10**15, 2**62, 10**30])
+def test_more_tokens_than_any_memory_holds_are_refused(tmp_path, tokens):
+    artifact = write_tiny(tmp_path, vocab=300, target="null:host")
+    with pytest.raises(ResourceError, match=f"no memory for keys and values of {tokens} tokens"):
+        load(artifact.path, kv_tokens=tokens)
 
 
 @pytest.mark.parametrize("target", FAMILIES)
