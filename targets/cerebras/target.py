@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from aicc.runtime.target import Target, WeightFormat
+
+_WRITTEN_OUT = ("Attention", "RotaryEmbedding", "RMSNormalization", "LayerNormalization", "Swish")
 
 
 def _wafer(variant: str, description: str) -> Target:
@@ -10,12 +14,13 @@ def _wafer(variant: str, description: str) -> Target:
         family="cerebras",
         variant=variant,
         description=description,
-        lowering=None,
+        lowering="aicc.targets.cerebras.lowering:lower",
         provider=None,
         device=variant.upper(),
         compute_dtypes=("float16",),
         weight_formats=(WeightFormat(16),),
         kv_dtypes=("float16",),
+        op_rules=MappingProxyType(dict.fromkeys(_WRITTEN_OUT, "decompose")),
         shapes="static",
         evidence="prepared",
     )
