@@ -27,7 +27,6 @@ from aicc.targets.cerebras.mlir import Function, write_function
 from aicc.targets.cerebras.placement import CODE_BYTES, CORE_BYTES, Region, place
 from aicc.targets.cerebras.tool import TOOL, find_tool, run_tool
 
-CONTEXT = 1024  # tokens of cache that the graphs have, where the model holds as many
 PACKAGE = "package.json"
 
 
@@ -87,10 +86,10 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     if llm is None:
         raise UnsupportedError(f"{target.name} takes decoders alone so far.", "Compile for another target.")
     refuse_operators(imported.graph, target)
-    context = min(CONTEXT, llm.context_length)
+    context = llm.context_length
     regions, programs, passes = list[Region](), [], list[PassRecord]()
     for tokens in dict.fromkeys((min(SEQUENCE, context // 2), 1)):
-        model = specialise_decoder(imported.graph, llm.context_length, tokens, context)
+        model = specialise_decoder(imported.graph, context, tokens, context)
         passes = [run_pass("float16", HalfFloats(), model), *legalise(model, target)]
         regions = place(model, target.variant)
         function = write_function(model)

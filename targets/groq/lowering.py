@@ -24,7 +24,7 @@ from aicc.compiler.lowering import LoweredVariant, WeightStore
 from aicc.compiler.optimize import run_pass
 from aicc.compiler.passes.explicit_cache import specialise_decoder
 from aicc.compiler.passes.half_floats import HalfFloats
-from aicc.compiler.passes.static_shapes import SEQUENCE, StaticShapes, input_shapes
+from aicc.compiler.passes.static_shapes import SEQUENCE, StaticShapes
 from aicc.compiler.report import PassRecord
 from aicc.compiler.weights import WeightFile
 from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError
@@ -42,7 +42,6 @@ from aicc.targets.groq.contract import (
 )
 from aicc.targets.groq.partition import partition
 
-CONTEXT = 1024  # tokens of cache that the graphs have, where the model holds as many
 _TOOL_SECONDS = 3600
 
 
@@ -60,12 +59,12 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         ResourceError: It takes more chips than there are topologies for.
     """
     refuse_operators(imported.graph, target)
-    context = min(CONTEXT, imported.llm.context_length) if imported.llm else 0
+    context = imported.llm.context_length if imported.llm else 0
     own = WeightFile(directory / WEIGHTS, Path(WEIGHTS))
     programs, passes, coverage = [], list[PassRecord](), {}
     try:
         for tokens in dict.fromkeys((min(SEQUENCE, context // 2), 1)) if imported.llm else (0,):
-            model = _static(imported, tokens, context)
+            model = _static(imported, tokens)
             passes = [run_pass("float16", HalfFloats(), model), *legalise(model, target)]
             _as_opset(model)
             name = f"{'model' if not tokens else 'decode' if tokens == 1 else 'prefill'}.onnx"
@@ -91,12 +90,13 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     )
 
 
-def _static(imported: ImportedModel, tokens: int, context: int) -> ir.Model:
+def _static(imported: ImportedModel, tokens: int) -> ir.Model:
     """The graph of one step, or of a run of a model of tensors, every size a number."""
     if imported.llm is not None:
-        return specialise_decoder(imported.graph, imported.llm.context_length, tokens, context)
+        context = imported.llm.context_length
+        return specialise_decoder(imported.graph, context, tokens, context)
     model = imported.graph.clone()
-    StaticShapes(input_shapes(model.graph, {}))(model)
+    StaticShapes({})(model)
     return model
 
 

@@ -16,6 +16,7 @@ from aicc.compiler.models import pull
 from aicc.compiler.optimize import optimize
 from aicc.compiler.passes.explicit_cache import specialise_decoder
 from aicc.compiler.quantization.policy import quantize
+from aicc.compiler.sizes import fix_sizes
 from aicc.compiler.sources import resolve
 from aicc.compiler.weights import WeightFile
 from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError
@@ -141,6 +142,7 @@ def test_a_real_decoder_block_goes_through_the_tool(tmp_path: Path):
     pull("smollm2-135m")
     source, target = resolve("smollm2-135m"), find_target("cerebras")
     imported = import_model(source, digest=False)
+    fix_sizes(imported, target, {})
     _keep_layers(imported, 1)
     optimize(imported, target)
     quantize(imported, target, "auto", None)
