@@ -60,6 +60,8 @@ def why_not_compile(target: Target) -> str:
         load_object(target.lowering)
     except ModuleNotFoundError as missing:
         return f"The compiler needs {missing.name}: {install(target, 'compile')}."
+    except AiccError as error:
+        return str(error)
     return ""
 
 

@@ -28,8 +28,14 @@ class DecomposeFunctions(InPlacePass):
         self.refused: dict[str, str] = {}
 
     def call(self, model: ir.Model) -> PassResult:
-        """Replace every node of the operators that ONNX defines by others."""
-        version = model.opset_imports.get("", 1)
+        """Replace every node of the operators that ONNX defines by others, those in such definitions too."""
+        while self._replace(model):
+            pass
+        return PassResult(model, modified=bool(self.changed))
+
+    def _replace(self, model: ir.Model) -> int:
+        """How many nodes there were."""
+        version, before = model.opset_imports.get("", 1), self.changed
         for node in list(model.graph.all_nodes()):
             if node.domain != "" or node.op_type not in self.operators:
                 continue
@@ -43,7 +49,7 @@ class DecomposeFunctions(InPlacePass):
             model.functions[function.identifier()] = function
             self.changed += 1
         InlinePass(lambda function: function.domain == "")(model)
-        return PassResult(model, modified=bool(self.changed))
+        return self.changed - before
 
 
 def _definition(node: ir.Node, version: int) -> onnx.FunctionProto | None:

@@ -59,3 +59,12 @@ def test_operators_nobody_asked_for_stay() -> None:
     model, step = _model("Gelu"), DecomposeFunctions(["Swish"])
     step(model)
     assert (text(model), step.changed) == ("y = Gelu (x)", 0)
+
+
+def test_what_a_definition_is_made_of_is_decomposed_too() -> None:
+    model = graph("(float[2, 3, 8] x) => (float[2, 3, 8] y) { y = Mish (x) }")
+    step = DecomposeFunctions(["Mish", "Softplus"])
+    (before,) = run(model, x=normal(2, 3, 8))
+    step(model)
+    assert not {node.op_type for node in model.graph} & {"Mish", "Softplus"}
+    np.testing.assert_allclose(run(model, x=normal(2, 3, 8))[0], before, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,190 @@
+"""The compile half: fixed shapes → plain operators → StableHLO → an executable by the chip's own compiler.
+
+No TPU is needed: libtpu compiles for a chip it is only told the name of. The same StableHLO goes to XLA's CPU back
+end for ``tpu:host``, which is how its numbers are checked.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from aicc.compiler.coverage import full_coverage, refuse_operators, weight_bytes_per_token
+from aicc.compiler.facts import graph_signatures
+from aicc.compiler.importers import ImportedModel
+from aicc.compiler.legalise import legalise
+from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
+from aicc.compiler.passes.explicit_cache import specialise_decoder
+from aicc.compiler.quantization.blockwise import match_blockwise
+from aicc.compiler.report import PassRecord
+from aicc.compiler.weights import tensor_bytes
+from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError
+from aicc.runtime.target import Target
+from aicc.targets.tpu.layout import LAYOUT_FILE, TOPOLOGIES, Layout, Program, Stored
+from aicc.targets.tpu.machine import settle_jax
+
+settle_jax()
+try:
+    import jax
+    from jax import export
+    from jax.experimental import topologies
+    from jax.sharding import SingleDeviceSharding
+
+    from aicc.targets.tpu.lowering.trace import argument_type, as_function, large_constants
+except ImportError as error:
+    raise MismatchError("compiling for TPUs needs jax, which is not installed.", "pip install 'aicc[tpu]'") from error
+
+jax.config.update("jax_traceback_in_locations_limit", 0)  # or the StableHLO names files of this machine
+
+_CHUNK = 128  # new tokens of a decoder's step that reads a prompt; another takes one
+_PLATFORMS = ("tpu", "cpu")
+_MEMORY = ("argument", "output", "temp", "alias", "generated_code")
+
+
+def lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
+    """Write the StableHLO and the executable of each graph, and ``layout.json``.
+
+    Args:
+        imported: The optimised and quantised graph; it is not changed.
+        target: One of this family's targets.
+        directory: Where the variant's files go.
+        weights: The artifact's weights file; the executables take what is in it as arguments.
+
+    Raises:
+        UnsupportedError: A node has no translation, or a size that is only known at run time; it is named.
+        ResourceError: The compiler says that a program does not fit the chip's memory.
+        MismatchError: The chip's compiler is not installed.
+    """
+    refuse_operators(imported.graph, target)
+    exact = not any(match_blockwise(node.outputs[0]) for node in imported.graph.graph)
+    programs, passes = [], []
+    for name, tokens, model in _graphs(imported):
+        passes += legalise(model, msgspec.structs.replace(target, shapes="dynamic"))
+        started = time.perf_counter()
+        exported = _export(model, exact)
+        Path(directory, f"{name}.stablehlo").write_bytes(exported.mlir_module_serialized)
+        compiled = _compile(exported, target)
+        Path(directory, f"{name}.bin").write_bytes(compiled.runtime_executable().serialize())
+        signature = graph_signatures(model)["default"]
+        stored = tuple(_store(value, weights) for value in large_constants(model))
+        program = Program(name, tokens, stored, signature.inputs, signature.outputs, _analysis(compiled))
+        programs.append(program)
+        imported.notes.append(_note(target, program))
+        nodes = sum(1 for _ in model.graph)
+        passes.append(PassRecord(f"compile {name} by XLA", nodes, nodes, time.perf_counter() - started))
+    layout = Layout(tuple(programs), imported.llm.context_length if imported.llm else 0)
+    Path(directory, LAYOUT_FILE).write_bytes(msgspec.json.encode(layout))
+    versions = {package: metadata.version(package) for package in _packages(target)}
+    return LoweredVariant(
+        files=[LAYOUT_FILE, *(f"{p.name}.{kind}" for p in programs for kind in ("stablehlo", "bin"))],
+        requires=versions,
+        producer=versions,
+        coverage=full_coverage(imported.graph),
+        passes=passes,
+        weight_bytes_per_token=weight_bytes_per_token(imported.graph) if imported.llm else 0,
+    )
+
+
+def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
+    """What would be refused, told by tracing alone: no weight is read and nothing compiled."""
+    try:
+        for _, _, model in _graphs(imported):
+            legalise(model, msgspec.structs.replace(target, shapes="dynamic"))
+            _export(model, exact=True)
+    except UnsupportedError as error:
+        return [Refusal("", "", error.message.rstrip("."))]
+    return []
+
+
+def _export(model: ir.Model, exact: bool) -> export.Exported:
+    """The graph as StableHLO, for TPUs and CPUs alike.
+
+    Args:
+        model: A graph of fixed shapes.
+        exact: Whether products of float32 are computed in float32: by default a TPU rounds what it multiplies
+            to bfloat16. Quantised weights have no more digits than that.
+    """
+    weights = [argument_type(value) for value in large_constants(model)]
+    inputs = [jax.ShapeDtypeStruct(tuple(v.shape), v.dtype.numpy()) for v in model.graph.inputs]
+    precision = "highest" if exact else "default"
+    with jax.enable_x64(True), jax.default_matmul_precision(precision):
+        return export.export(jax.jit(as_function(model), keep_unused=True), platforms=_PLATFORMS)(weights, inputs)
+
+
+def _compile(exported: export.Exported, target: Target) -> Any:
+    """An executable for the target's device, which need not be here."""
+    if target.device in TOPOLOGIES:
+        try:
+            topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[target.device])
+        except RuntimeError as error:
+            raise MismatchError(
+                f"libtpu, which compiles for {target.device}, cannot be used: {_first_line(error)}.",
+                "End the program that uses the TPU; or install libtpu again: pip install 'aicc[tpu]'",
+            ) from error
+        device = topology.devices[0]
+    else:
+        device = jax.devices("cpu")[0]
+    sharding = SingleDeviceSharding(device)
+    types = [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding) for t in exported.in_avals]
+    weights, inputs = jax.tree.unflatten(exported.in_tree, types)[0]
+    try:
+        with jax.enable_x64(True):
+            return jax.jit(exported.call, keep_unused=True).lower(weights, inputs).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise ResourceError(
+                f"the model does not fit the memory of {target.device}: {_first_line(error)}.",
+                "Choose fewer bits (--quant int8), smaller sizes (--size), or a chip with more memory.",
+            ) from error
+        raise UnsupportedError(
+            f"XLA cannot compile the model for {target.device}: {_first_line(error)}.", "Compile for another target."
+        ) from error
+
+
+def _graphs(imported: ImportedModel) -> list[tuple[str, int, ir.Model]]:
+    """Name, new tokens and graph of each program: one for a model of tensors, a chunk and a token for a decoder."""
+    if imported.llm is None:
+        model = imported.graph.clone()
+        for node in model.graph.all_nodes():
+            for value in node.outputs:
+                value.shape = None  # those of any sizes
+        ShapeInferencePass(check_type=False, strict_mode=False)(model)  # what this does not find, tracing does
+        return [("model", 0, model)]
+    context = imported.llm.context_length
+    steps = {"prefill": min(_CHUNK, context // 2), "decode": 1}
+    return [(name, n, specialise_decoder(imported.graph, context, n, context)) for name, n in steps.items()]
+
+
+def _store(value: ir.Value, weights: WeightStore) -> Stored:
+    argument = argument_type(value)
+    return Stored(weights.add(tensor_bytes(value.const_value)), argument.dtype.name, argument.shape)
+
+
+def _packages(target: Target) -> tuple[str, ...]:
+    return ("jaxlib", "libtpu") if target.device in TOPOLOGIES else ("jaxlib",)
+
+
+def _analysis(compiled: Any) -> dict[str, int]:
+    """Bytes of memory, and what a run would compute and move, as the compiler sees it."""
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    found = {f"{name}_bytes": int(getattr(memory, f"{name}_size_in_bytes")) for name in _MEMORY}
+    return found | {"operations": int(cost.get("flops", 0)), "moved_bytes": int(cost.get("bytes accessed", 0))}
+
+
+def _note(target: Target, program: Program) -> str:
+    figures = {name.replace("_", " "): number / 1e6 for name, number in program.analysis.items()}
+    held = ", ".join(f"{figures[name]:,.1f} MB {name.removesuffix(' bytes')}" for name in figures if "bytes" in name)
+    return (
+        f"XLA's own analysis of {program.name} on {target.device}, estimated and not measured: {held}, "
+        f"{figures['operations']:,.0f} million operations"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
