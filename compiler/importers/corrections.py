@@ -50,6 +50,7 @@ def correct_graph(model: ir.Model, config: Any, task: str) -> None:
     """Correct a graph after it is built."""
     if task == "feature-extraction":
         _mask_padding(model.graph)
+        _count_by_scalars(model.graph)
     if config.model_type == "distilbert":
         for node in model.graph:
             if node.op_type == "LayerNormalization":
@@ -114,3 +115,16 @@ def _mask_padding(graph: ir.Graph) -> None:
     for node in attentions:
         node.resize_inputs(max(4, len(node.inputs)))
         node.replace_input_with(3, allowed)
+
+
+def _count_by_scalars(graph: ir.Graph) -> None:
+    """Make the bounds of every Range the scalars ONNX wants: vectors of one number pass only while sizes are open."""
+    for node in [node for node in graph if node.op_type == "Range"]:
+        for place, bound in enumerate(node.inputs):
+            if bound is None or (bound.shape is not None and len(bound.shape) == 0):
+                continue
+            squeeze = ir.node("Squeeze", [bound])
+            squeeze.outputs[0].name = f"{node.outputs[0].name}.bound.{place}"
+            squeeze.outputs[0].type, squeeze.outputs[0].shape = bound.type, ir.Shape([])
+            graph.insert_before(node, squeeze)
+            node.replace_input_with(place, squeeze.outputs[0])
