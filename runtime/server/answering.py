@@ -14,7 +14,7 @@ from starlette.responses import Response
 from aicc.runtime.server.bodies import json_response
 from aicc.runtime.server.errors import too_late
 from aicc.runtime.server.generation import Generation, Outcome
-from aicc.runtime.server.recording import record_of
+from aicc.runtime.server.recording import RequestRecord, record_of
 from aicc.runtime.server.registry import Decoder
 from aicc.runtime.server.sse import EVENTS, EventStream, unless_disconnected
 
@@ -75,9 +75,17 @@ async def in_time(request: Request, work: Awaitable[T]) -> T:
         ApiError: It took too long, or what the work raises.
         ClientDisconnect: The caller left first.
     """
-    record = record_of(request.scope)
+    return await before_end(record_of(request.scope), unless_disconnected(request.receive, work))
+
+
+async def before_end(record: RequestRecord, work: Awaitable[T]) -> T:
+    """What some work gives before the time of its request is over.
+
+    Raises:
+        ApiError: It took too long, or what the work raises.
+    """
     try:
         async with asyncio.timeout(record.seconds_left):
-            return await unless_disconnected(request.receive, work)
+            return await work
     except TimeoutError:
         raise too_late(record.most_seconds or 0) from None

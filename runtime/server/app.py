@@ -22,7 +22,7 @@ from aicc.runtime.server.hosts import LOOPBACK, KnownHosts
 from aicc.runtime.server.keys import ApiKeys, RequireKey
 from aicc.runtime.server.metrics import PATH as METRICS
 from aicc.runtime.server.metrics import Metrics
-from aicc.runtime.server.recording import AccessLog, Recorder
+from aicc.runtime.server.recording import AccessLog, Recorder, Records
 from aicc.runtime.server.registry import Decoder, Registry, Tensors, served
 from aicc.runtime.server.tracing import Tracing
 from aicc.runtime.session import Session
@@ -66,6 +66,34 @@ class Front:
     tracing: Tracing | None = None
 
 
+class Service:
+    """What is served, and what every way in shares.
+
+    Args:
+        registry: Its models.
+        limits: What to take on.
+        front: Who may ask, and what is logged.
+
+    Attributes:
+        most_bytes: Largest message.
+        drain: Whether the server is ending.
+        metrics: What it counts.
+        records: Where those of requests come from and go to.
+    """
+
+    def __init__(self, registry: Registry, limits: Limits = Limits(), front: Front = Front()) -> None:
+        self.registry = registry
+        self.limits = limits
+        self.front = front
+        self.most_bytes = limits.body_bytes or _body_bytes(registry)
+        self.drain = Drain()
+        self.metrics = Metrics(registry)
+        log, tracing = front.access_log, front.tracing
+        noted = [*([log.write] if log else []), *([tracing.ended] if tracing else [])]
+        probes = health.PATHS | health.RPCS
+        self.records = Records(self.metrics.ended, noted, probes, bool(log and log.prompts), limits.request_seconds)
+
+
 def create_app(
     models: Model | Session | Mapping[str, Model | Session],
     limits: Limits = Limits(),
@@ -84,17 +112,17 @@ def create_app(
     """
     named = {models.manifest.name: models} if isinstance(models, Model | Session) else models
     registry = Registry([_loaded(name, model, limits.sequences) for name, model in named.items()])
-    return build_app(registry, limits, front)
+    return build_app(Service(registry, limits, front))
 
 
 def _loaded(name: str, model: Model | Session, most: int) -> Decoder | Tensors:
     return served(name, model.manifest, lambda: model, most)
 
 
-def build_app(
-    registry: Registry, limits: Limits = Limits(), front: Front = Front(), drain: Drain | None = None
-) -> Starlette:
+def build_app(service: Service) -> Starlette:
     """The API over models whose threads are started and stopped with the application."""
+
+    registry = service.registry
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
@@ -102,24 +130,22 @@ def build_app(
             model.thread.start()
         yield
         await asyncio.gather(*(asyncio.to_thread(model.stop) for model in registry))
-        if front.access_log is not None:
-            front.access_log.close()
-        if front.tracing is not None:
-            await asyncio.to_thread(front.tracing.close)
+        if service.front.access_log is not None:
+            service.front.access_log.close()
+        if service.front.tracing is not None:
+            await asyncio.to_thread(service.front.tracing.close)
 
-    drain = drain or Drain()
-    metrics = Metrics(registry)
-    bodies = BodyReader(limits.body_bytes or _body_bytes(registry), limits.body_seconds)
+    bodies = BodyReader(service.most_bytes, service.limits.body_seconds)
     return Starlette(
         routes=[
-            *health.routes(registry, drain),
-            *metrics.routes(),
+            *health.routes(registry, service.drain),
+            *service.metrics.routes(),
             *chat_page.routes(),
             *openai.routes(registry, bodies),
             *ollama.routes(registry, bodies),
             *open_inference.routes(registry, bodies),
         ],
-        middleware=_middleware(front, drain, metrics, limits),
+        middleware=_middleware(service),
         exception_handlers={
             ApiError: on_api_error,
             ClientDisconnect: on_disconnect,
@@ -130,12 +156,10 @@ def build_app(
     )
 
 
-def _middleware(front: Front, drain: Drain, metrics: Metrics, limits: Limits) -> list[Middleware]:
+def _middleware(service: Service) -> list[Middleware]:
     """What a request passes on its way to a route, outermost first."""
-    probes = health.PATHS
-    log, tracing = front.access_log, front.tracing
-    noted = [*([log.write] if log else []), *([tracing.ended] if tracing else [])]
-    passed = [Middleware(Recorder, metrics.ended, noted, probes, bool(log and log.prompts), limits.request_seconds)]
+    front, probes = service.front, health.PATHS
+    passed = [Middleware(Recorder, service.records)]
     if front.hosts is not None:
         passed.append(Middleware(KnownHosts, front.hosts))
     if front.cors_origins:
@@ -151,7 +175,7 @@ def _middleware(front: Front, drain: Drain, metrics: Metrics, limits: Limits) ->
         )
     if front.keys is not None:
         passed.append(Middleware(RequireKey, front.keys, probes | chat_page.PATHS))
-    passed.append(Middleware(Draining, drain, probes | {METRICS}))
+    passed.append(Middleware(Draining, service.drain, probes | {METRICS}))
     return passed
 
 

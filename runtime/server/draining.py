@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -15,6 +16,22 @@ class Drain:
     def __init__(self) -> None:
         self.draining = False
         self.open = 0
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Count a request while it is answered.
+
+        Raises:
+            ApiError: The server is ending and takes no more.
+        """
+        if self.draining:
+            message = "The server is shutting down. Try another one, or again later."
+            raise ApiError(503, message, "shutting_down", retry=True)
+        self.open += 1
+        try:
+            yield
+        finally:
+            self.open -= 1
 
 
 class Draining:
@@ -36,12 +53,10 @@ class Draining:
         if scope["type"] != "http" or scope["path"] in self._exempt:
             await self._app(scope, receive, send)
             return
-        if self._drain.draining:
-            message = "The server is shutting down. Try another one, or again later."
-            await answer_error(ApiError(503, message, "shutting_down", retry=True), scope, receive, send)
-            return
-        self._drain.open += 1
-        try:
+        with ExitStack() as answered:
+            try:
+                answered.enter_context(self._drain.answering())
+            except ApiError as error:
+                await answer_error(error, scope, receive, send)
+                return
             await self._app(scope, receive, send)
-        finally:
-            self._drain.open -= 1

@@ -19,6 +19,7 @@ from aicc.runtime.server.registry import Registry, Served
 LIVE, READY = "/health/live", "/health/ready"
 _V2 = "/v2"  # the Open Inference Protocol has the same below its own root
 PATHS = frozenset({LIVE, READY, _V2 + LIVE, _V2 + READY})
+RPCS = frozenset({f"/inference.GRPCInferenceService/{name}" for name in ("ServerLive", "ServerReady")})  # over gRPC
 _WORST_FIRST: tuple[State, ...] = ("failed", "stopped", "loading", "ready")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -62,6 +62,21 @@ class ApiKeys:
         digest = hashlib.sha256(key).digest()
         return sum([hmac.compare_digest(digest, known) for known in self._digests]) > 0
 
+    def check(self, authorization: Sequence[bytes]) -> None:
+        """Look for one of these in a request's ``Authorization`` headers.
+
+        Raises:
+            ApiError: There is not one header, with the scheme Bearer and a key of these.
+        """
+        if len(authorization) == 1:
+            scheme, _, key = authorization[0].partition(b" ")
+            if scheme.lower() == b"bearer" and key.strip() in self:
+                return
+        message = "This server needs an API key: the header 'Authorization: Bearer KEY' with a key it knows."
+        error = ApiError(401, message, "invalid_api_key")
+        error.headers["www-authenticate"] = "Bearer"
+        raise error
+
 
 class RequireKey:
     """Answers 401 to requests without ``Authorization: Bearer KEY``.
@@ -79,17 +94,10 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or pass on, as ASGI has it."""
-        if scope["type"] != "http" or scope["path"] in self._open_paths or self._has_key(scope):
-            await self._app(scope, receive, send)
-            return
-        message = "This server needs an API key: the header 'Authorization: Bearer KEY' with a key it knows."
-        error = ApiError(401, message, "invalid_api_key")
-        error.headers["www-authenticate"] = "Bearer"
-        await answer_error(error, scope, receive, send)
-
-    def _has_key(self, scope: Scope) -> bool:
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        if len(given) != 1:
-            return False
-        scheme, _, key = given[0].partition(b" ")
-        return scheme.lower() == b"bearer" and key.strip() in self._keys
+        if scope["type"] == "http" and scope["path"] not in self._open_paths:
+            try:
+                self._keys.check([value for name, value in scope["headers"] if name == b"authorization"])
+            except ApiError as error:
+                await answer_error(error, scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -20,9 +20,8 @@ from aicc.runtime import load
 from aicc.runtime.artifact import Artifact
 from aicc.runtime.errors import UsageError
 from aicc.runtime.options import EngineOptions
-from aicc.runtime.server.app import Front, Limits, build_app
+from aicc.runtime.server.app import Front, Limits, Service, build_app
 from aicc.runtime.server.connections import Connection, is_loopback, listen, tls_context
-from aicc.runtime.server.draining import Drain
 from aicc.runtime.server.hosts import LOOPBACK
 from aicc.runtime.server.keys import ApiKeys
 from aicc.runtime.server.model_thread import ModelThread
@@ -129,10 +128,9 @@ def serve(
     if keys and not tls and not is_loopback(host):
         announce("note: keys cross the network in the clear; give --tls-certificate and --tls-key, or use a proxy")
     hosts = None if insecure or keys else {*LOOPBACK, host, address}
-    drain = Drain()
-    app = build_app(registry, limits, Front(hosts, keys, cors_origins, log, tracing), drain)
+    service = Service(registry, limits, Front(hosts, keys, cors_origins, log, tracing))
     config = uvicorn.Config(
-        app,
+        build_app(service),
         http=Connection,  # uvicorn's h11, the same parser everywhere, whatever else is installed
         ws="none",
         lifespan="on",
@@ -143,7 +141,7 @@ def serve(
         timeout_keep_alive=idle_seconds,  # type: ignore[arg-type]  # any number of seconds will do
         timeout_graceful_shutdown=_FLUSH_SECONDS,
     )
-    server = _Server(config, url, registry, drain, drain_seconds, announce)
+    server = _Server(config, url, service, drain_seconds, announce)
     try:
         server.run([sock])
     finally:
@@ -164,15 +162,14 @@ class _Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         url: str,
-        registry: Registry,
-        drain: Drain,
+        service: Service,
         drain_seconds: float,
         announce: Callable[[str], None],
     ) -> None:
         super().__init__(config)
         self._url = url
-        self._registry = registry
-        self._drain = drain
+        self._registry = service.registry
+        self._drain = service.drain
         self._drain_seconds = drain_seconds
         self._deadline = 0.0
         self._announce = announce

@@ -9,7 +9,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
@@ -168,14 +168,10 @@ class AccessLog:
             log.error("The access log cannot be written, so lines of it are lost: %s", sys.exc_info()[1])
 
 
-class Recorder:
-    """Gives each request its record and its id, and hands the record on when the answer has ended.
-
-    The id is the caller's ``X-Request-Id`` if that is up to 128 harmless characters, else one made
-    here; the answer has it in the same header.
+class Records:
+    """Begins the record of each request, and hands it on when the answer has ended.
 
     Args:
-        app: What answers.
         ended: Called with each record.
         noted: Called with those that are worth a note.
         quiet_paths: Which are not, when they are answered 200.
@@ -185,26 +181,64 @@ class Recorder:
 
     def __init__(
         self,
-        app: ASGIApp,
         ended: Callable[[RequestRecord], None],
         noted: Sequence[Callable[[RequestRecord], None]],
         quiet_paths: Collection[str],
         keeps_body: bool,
         most_seconds: float | None,
     ) -> None:
-        self._app = app
         self._ended = ended
         self._noted = noted
         self._quiet_paths = frozenset(quiet_paths)
         self._keeps_body = keeps_body
         self._most_seconds = most_seconds
 
+    def begin(self, headers: Iterable[tuple[bytes, bytes]], client: str, method: str, path: str) -> RequestRecord:
+        """A record; the caller's ``X-Request-Id`` is kept if it is one of up to 128 harmless characters."""
+        by_name: dict[bytes, list[bytes]] = {}
+        for name, value in headers:
+            by_name.setdefault(name, []).append(value)
+        ids = by_name.get(b"x-request-id", [])
+        sane = len(ids) == 1 and _SANE_ID.fullmatch(ids[0])
+        return RequestRecord(
+            id=ids[0].decode("ascii") if sane else secrets.token_hex(12),
+            client=client,
+            method=method,
+            path=path[:1000],
+            most_seconds=self._most_seconds,
+            keeps_body=self._keeps_body,
+            trace_context={
+                name.decode(): b",".join(by_name[name]).decode("latin-1") for name in _TRACE_CONTEXT if name in by_name
+            },
+        )
+
+    def end(self, record: RequestRecord) -> None:
+        """Count it, and note it."""
+        record.seconds = time.monotonic() - record.started
+        self._ended(record)
+        if record.path not in self._quiet_paths or record.status != 200:
+            for note in self._noted:
+                note(record)
+
+
+class Recorder:
+    """Gives each request its record, and its id to the answer as ``X-Request-Id``.
+
+    Args:
+        app: What answers.
+        records: Where records come from and go to.
+    """
+
+    def __init__(self, app: ASGIApp, records: Records) -> None:
+        self._app = app
+        self._records = records
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, as ASGI has it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = scope[_KEY] = self._record(scope)
+        record = scope[_KEY] = self._begin(scope)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -219,27 +253,10 @@ class Recorder:
             record.status, record.error = record.status or 500, "internal_error"
             raise
         finally:
-            record.seconds = time.monotonic() - record.started
             record.endpoint = getattr(scope.get("route"), "path", "")
-            self._ended(record)
-            if record.path not in self._quiet_paths or record.status != 200:
-                for note in self._noted:
-                    note(record)
+            self._records.end(record)
 
-    def _record(self, scope: Scope) -> RequestRecord:
-        headers: dict[bytes, list[bytes]] = {}
-        for name, value in scope["headers"]:
-            headers.setdefault(name, []).append(value)
-        given = headers.get(b"x-request-id", [])
-        sane = len(given) == 1 and _SANE_ID.fullmatch(given[0])
-        return RequestRecord(
-            id=given[0].decode("ascii") if sane else secrets.token_hex(12),
-            client=scope["client"][0] if scope.get("client") else "",
-            method=scope["method"],
-            path=scope.get("raw_path", scope["path"].encode()).decode("ascii", "backslashreplace")[:1000],
-            most_seconds=self._most_seconds,
-            keeps_body=self._keeps_body,
-            trace_context={
-                name.decode(): b",".join(headers[name]).decode("latin-1") for name in _TRACE_CONTEXT if name in headers
-            },
-        )
+    def _begin(self, scope: Scope) -> RequestRecord:
+        client = scope["client"][0] if scope.get("client") else ""
+        path = scope.get("raw_path", scope["path"].encode()).decode("ascii", "backslashreplace")
+        return self._records.begin(scope["headers"], client, scope["method"], path)

@@ -21,7 +21,7 @@ from aicc.runtime.errors import IntegrityError, UsageError
 from aicc.runtime.generator import Model
 from aicc.runtime.provider import DecoderExecutable
 from aicc.runtime.server import Limits, create_app
-from aicc.runtime.server.app import build_app
+from aicc.runtime.server.app import Service, build_app
 from aicc.runtime.server.registry import Registry, served
 from aicc.runtime.tokenizer import Tokenizer
 
@@ -302,7 +302,7 @@ def test_prompts_that_wait_to_be_tokenised_when_the_server_ends_get_an_error(
     tokenizer = HaltedTokenizer(model.tokenizer)
     model._tokenizer = tokenizer  # type: ignore[assignment]
     registry = Registry([served(NAME, model.manifest, lambda: model, 8)])
-    with listening(build_app(registry)) as url, ThreadPoolExecutor(2) as callers:
+    with listening(build_app(Service(registry))) as url, ThreadPoolExecutor(2) as callers:
         ask = partial(httpx.post, f"{url}/v1/completions", json=SHORT, timeout=DEADLINE)
         answers = [callers.submit(ask) for _ in range(2)]
         try:
@@ -331,7 +331,7 @@ def loading(model: Model) -> Iterator[tuple[str, threading.Event, list[Exception
         return model
 
     registry = Registry([served(NAME, model.manifest, load, 8, lambda thread: None)])
-    app = build_app(registry, Limits())
+    app = build_app(Service(registry))
     try:
         with listening(app, until="loading") as url:
             yield url, loaded, failures

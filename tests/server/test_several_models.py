@@ -12,8 +12,8 @@ from aicc.runtime.artifact import Artifact
 from aicc.runtime.errors import IntegrityError, UsageError
 from aicc.runtime.generator import Model
 from aicc.runtime.provider import DecoderExecutable
-from aicc.runtime.server import Limits, create_app, serve
-from aicc.runtime.server.app import build_app
+from aicc.runtime.server import create_app, serve
+from aicc.runtime.server.app import Service, build_app
 from aicc.runtime.server.registry import Registry, served
 from aicc.runtime.session import Session
 
@@ -71,7 +71,7 @@ def test_a_server_is_ready_when_every_model_is(model: Model, encoder: Session) -
     quick = served("quick", model.manifest, lambda: model, 8)
     slow = served("slow", encoder.manifest, load, 8)
     try:
-        with listening(build_app(Registry([quick, slow]), Limits()), until="loading") as url:
+        with listening(build_app(Service(Registry([quick, slow]))), until="loading") as url:
             wait_until(lambda: quick.thread.state == "ready", "loading the first")
             answer = httpx.post(
                 f"{url}/v1/completions", json={"model": "quick", "prompt": "One", "max_tokens": 1}, timeout=DEADLINE
@@ -89,7 +89,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others_and_is_not_healthy(mode
         raise IntegrityError("weights.bin is truncated.")
 
     models = [served("good", model.manifest, lambda: model, 8), served("bad", encoder.manifest, load, 8)]
-    with listening(build_app(Registry(models), Limits()), until="failed") as url:
+    with listening(build_app(Service(Registry(models))), until="failed") as url:
         wait_until(lambda: models[0].thread.state == "ready", "loading")
         answer = httpx.post(f"{url}/v1/completions", json={"model": "good", "prompt": "One", "max_tokens": 1})
 
