@@ -89,7 +89,7 @@ $(VENV)/.compile: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compile,serve,test,tpu]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compile,grpc,test,tpu]'
 	touch $@
 
 clean:  ## Remove the environments and all that was built; the model cache stays.

@@ -43,6 +43,13 @@ def access_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Port to listen on; 0 is any free.",
         ),
         click.option(
+            "--grpc-port",
+            metavar="N",
+            type=click.IntRange(0, 65535),
+            help="Port for the Open Inference Protocol over gRPC, 0 for any free. Needs `aicc[grpc]`. "
+            "[default: no gRPC]",
+        ),
+        click.option(
             "--api-key-file",
             type=_FILE,
             metavar="FILE",
@@ -156,9 +163,9 @@ def serve(
 
     Requests call a model what its artifact is called, or NAME: `aicc serve chat=smol.aicc
     minilm-l6.aicc`. It answers /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /v1/models,
-    Ollama's /api/chat, generate, embed, tags, show, ps and version, the Open Inference Protocol's /v2,
-    /metrics, /health/live and /health/ready. After the first SIGTERM or Ctrl-C new requests are answered 503 and
-    running ones may finish; the second ends at once.
+    Ollama's /api/chat, generate, embed, tags, show, ps and version, the Open Inference Protocol's /v2
+    (and its gRPC on --grpc-port), /metrics, /health/live and /health/ready. After the first SIGTERM or Ctrl-C
+    new requests are answered 503 and running ones may finish; the second ends at once.
 
     Every option may also come from the environment as AICC_ and its name (AICC_API_KEY_FILE; lists have
     spaces between), from ./aicc.toml and from $XDG_CONFIG_HOME/aicc/config.toml (~/.config), as `port =

@@ -1,4 +1,4 @@
-"""Regenerates the parts of the documentation that are generated; `make docs` runs it.
+"""Regenerates what is generated of the documentation and of the code; `make docs` runs it.
 
 With ``--check`` nothing is written, and the exit code says whether anything is out of date.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
 from pathlib import Path
+
+from grpc_tools import protoc
 
 from aicc.cli.reference import reference
 from aicc.compiler.plan.constants import constants, figures
@@ -60,11 +63,21 @@ def operators() -> str:
     return ops_page()
 
 
+def messages() -> dict[Path, str]:
+    """The Python of the Open Inference Protocol's messages over gRPC, as its compiler makes it."""
+    folder = ROOT / "runtime" / "server" / "open_inference"
+    with tempfile.TemporaryDirectory() as made:
+        source = str(folder / "open_inference.proto")
+        if protoc.main(["protoc", f"-I{folder}", f"--python_out={made}", f"--pyi_out={made}", source]) != 0:
+            raise SystemExit(f"{source} does not compile")
+        return {folder / path.name: path.read_text() for path in Path(made).iterdir()}
+
+
 def main() -> int:
     """Regenerate, or check."""
     readme, cli, plan = ROOT / "README.md", ROOT / "docs" / "cli.md", ROOT / "docs" / "plan.md"
     planning = between(between(plan.read_text(), "constants", constants_table()), "figures", figures_table())
-    pages = {readme: between(readme.read_text(), "targets", targets_table()), cli: reference(), plan: planning}
+    pages = {readme: between(readme.read_text(), "targets", targets_table()), cli: reference(), plan: planning} | messages()
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:
         return int(bool(stale))

@@ -64,14 +64,14 @@ class ApiError(Exception):
 
     def body(self, plain: bool = False) -> bytes:
         """The JSON to send, in OpenAI's shape or the plain one."""
-        return msgspec.json.encode(ErrorBody(self._sentence() if plain else self.detail))
+        return msgspec.json.encode(ErrorBody(self.sentence() if plain else self.detail))
 
     def response(self, scope: Scope) -> Response:
         """The whole answer to a request."""
         plain = f"{scope['path']}/".startswith(PLAIN)
         return Response(self.body(plain), self.status, self.headers, "application/json")
 
-    def _sentence(self) -> str:
+    def sentence(self) -> str:
         """The message, with the field at fault where it does not name that itself."""
         message, param = self.detail.message, self.detail.param
         return message if param is None or f"'{param}'" in message else f"'{param}': {message}"

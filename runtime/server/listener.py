@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -18,7 +18,7 @@ import uvicorn
 
 from aicc.runtime import load
 from aicc.runtime.artifact import Artifact
-from aicc.runtime.errors import UsageError
+from aicc.runtime.errors import MismatchError, UsageError
 from aicc.runtime.options import EngineOptions
 from aicc.runtime.server.app import Front, Limits, Service, build_app
 from aicc.runtime.server.connections import Connection, is_loopback, listen, tls_context
@@ -38,6 +38,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
+    grpc_port: int | None = None,
     device: str | None = None,
     threads: int | None = None,
     kv_tokens: int | None = None,
@@ -68,6 +69,8 @@ def serve(
             artifact's own name. They are loaded at the same time, each on a thread of its own.
         host: Address to listen on.
         port: 0 takes any that is free.
+        grpc_port: Port of the same address for the Open Inference Protocol over gRPC, 0 for any that is free; None
+            is no gRPC.
         device: As :func:`aicc.runtime.load`, and so are ``threads`` and ``kv_tokens``; for every artifact.
         threads: Threads to compute with.
         kv_tokens: Tokens the KV cache holds over all sequences.
@@ -91,10 +94,12 @@ def serve(
         announce: Told one line when listening, when a model is ready and when stopping.
 
     Raises:
+        MismatchError: gRPC is asked for and not installed.
         UsageError: The address may not or cannot be listened on; a file of keys, TLS or the log cannot be
             used; two models have one name.
         AiccError: A model cannot be loaded.
     """
+    start_rpc = None if grpc_port is None else _rpc_starter()
     limits = limits or Limits()
     speculation = SpeculationOptions() if speculate else None
     EngineOptions(prefix_cache, speculation, reproducible)  # refuses what excludes each other
@@ -142,6 +147,9 @@ def serve(
         timeout_graceful_shutdown=_FLUSH_SECONDS,
     )
     server = _Server(config, url, service, drain_seconds, announce)
+    if start_rpc is not None:
+        files = (tls_certificate, tls_key) if tls_certificate is not None and tls_key is not None else None
+        server.start_rpc = partial(start_rpc, service, address, grpc_port or 0, files, idle_seconds)
     try:
         server.run([sock])
     finally:
@@ -173,11 +181,21 @@ class _Server(uvicorn.Server):
         self._drain_seconds = drain_seconds
         self._deadline = 0.0
         self._announce = announce
+        self.start_rpc: Callable[[], Awaitable[tuple[Any, int]]] | None = None  # gRPC beside it
+        self._rpc: Any = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.start_rpc is not None:
+            self._rpc, port = await self.start_rpc()
+            self._announce(f"the Open Inference Protocol over gRPC is on port {port}")
         await super().startup(sockets)
         names = ", ".join(model.name for model in self._registry)
         self._announce(f"serving {names} at {self._url}/v1, loading the model{'s' if len(self._registry) > 1 else ''}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._rpc is not None:
+            await self._rpc.stop(_FLUSH_SECONDS)
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._drain.draining or self.should_exit:
@@ -196,6 +214,18 @@ class _Server(uvicorn.Server):
                 await asyncio.gather(*(asyncio.to_thread(model.stop) for model in self._registry))
             self.should_exit = late or not self._drain.open
         return await super().on_tick(counter)
+
+
+def _rpc_starter() -> Callable[..., Awaitable[tuple[Any, int]]]:
+    # Else grpcio tells stderr of every call it refuses, between the lines of the access log.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        from aicc.runtime.server.open_inference.rpc_server import start
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("grpc", "google"):
+            raise
+        raise MismatchError("gRPC needs grpcio and protobuf.", "Install them: pip install 'aicc[grpc]'.") from error
+    return start
 
 
 def _check_exposure(host: str, keys: ApiKeys | None, insecure: bool) -> None:
