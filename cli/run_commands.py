@@ -57,6 +57,17 @@ def speculate_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def draft_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--draft``, of commands that generate text."""
+    return click.option(
+        "--draft",
+        type=click.Path(path_type=Path),
+        metavar="ARTIFACT",
+        help="A much smaller model with the same tokenizer, which guesses tokens instead of --speculate: faster "
+        "where it is often right. What is said does not depend on it either.",
+    )(command)
+
+
 def refuse_options(names: Sequence[str], why: str) -> None:
     """Refuse options of the running command that would have no effect.
 
@@ -151,6 +162,7 @@ def sampling_options(temperature: float, max_tokens: int) -> Callable[[Callable[
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @kv_option
 @speculate_option
+@draft_option
 @runtime_options
 def run(
     artifact: Path,
@@ -169,6 +181,7 @@ def run(
     as_json: bool,
     kv_tokens: int | None,
     speculate: bool,
+    draft: Path | None,
     device: str | None,
     threads: int | None,
 ) -> None:
@@ -185,7 +198,7 @@ def run(
 
         if prompt is not None:
             raise click.UsageError(f"{artifact} is a model of tensors: it takes --input NAME=FILE, not a prompt.")
-        for_decoders = ("system", *SAMPLING, "raw", "kv_tokens", "speculate")
+        for_decoders = ("system", *SAMPLING, "raw", "kv_tokens", "speculate", "draft")
         refuse_options(for_decoders, f"{artifact} is a model of tensors.")
         if output_dir is None and not as_json:
             from aicc.runtime.session import what_it_takes
@@ -201,7 +214,7 @@ def run(
         raise click.UsageError("Missing argument 'PROMPT' (- reads it from standard input).")
     options = _sampling(max_tokens, temperature, top_p, top_k, seed, stop)
     text = sys.stdin.read() if prompt == "-" else prompt
-    with _load(artifact, device, threads, kv_tokens, speculate) as (model, load_s):
+    with _load(artifact, device, threads, kv_tokens, speculate, draft) as (model, load_s):
         answer(model, text, system, raw, options, load_s, as_json)
 
 
@@ -235,6 +248,8 @@ def answer(
         f"{timings.prefill_s:.2f} s after a prompt of {timings.prompt_tokens}, on {model.device}; "
         f"loaded in {load_s:.2f} s"
     )
+    if drafted := model.engine.counters.drafted_tokens:
+        note(f"{model.engine.counters.accepted_tokens} of {drafted} guessed tokens were right")
     if as_json:
         from aicc.cli.documents import RunDocument, RunTimings, Usage
 
@@ -267,6 +282,7 @@ def answer(
 @sampling_options(temperature=0.3, max_tokens=CHAT_TOKENS)
 @kv_option
 @speculate_option
+@draft_option
 @runtime_options
 def chat(
     artifact: Path,
@@ -279,6 +295,7 @@ def chat(
     stop: tuple[str, ...],
     kv_tokens: int | None,
     speculate: bool,
+    draft: Path | None,
     device: str | None,
     threads: int | None,
 ) -> None:
@@ -293,7 +310,7 @@ def chat(
     if Artifact.open(artifact).manifest.kind != "decoder":
         raise UsageError(f"{artifact} is a model of tensors and cannot chat.", "Run it: aicc run ARTIFACT --input …")
     options = _sampling(max_tokens, temperature, top_p, top_k, seed, stop)
-    with _load(artifact, device, threads, kv_tokens, speculate) as (model, load_s):
+    with _load(artifact, device, threads, kv_tokens, speculate, draft) as (model, load_s):
         note(
             f"{model.manifest.name} on {model.device}, loaded in {load_s:.2f} s; /reset, /exit, Ctrl-C stops an answer"
         )
@@ -386,13 +403,22 @@ class _load:
     """Context manager: the model of an artifact and the seconds loading took."""
 
     def __init__(
-        self, artifact: Path, device: str | None, threads: int | None, kv_tokens: int | None, speculate: bool
+        self,
+        artifact: Path,
+        device: str | None,
+        threads: int | None,
+        kv_tokens: int | None,
+        speculate: bool,
+        draft: Path | None,
     ) -> None:
         from aicc.runtime import SpeculationOptions, load
 
+        if speculate and draft is not None:
+            raise click.UsageError("--draft and --speculate exclude each other: leave one of them out.")
+
         started = time.perf_counter()
         speculation = SpeculationOptions() if speculate else None
-        self._model: Any = load(artifact, device, threads, kv_tokens, speculation=speculation)
+        self._model: Any = load(artifact, device, threads, kv_tokens, speculation=speculation, draft=draft)
         self._seconds = time.perf_counter() - started
         note_compatibility(self._model.compatibility)
 

@@ -11,7 +11,7 @@ import click
 
 from aicc.cli.configuration import ConfiguredCommand
 from aicc.cli.output import note
-from aicc.cli.run_commands import kv_option, runtime_options, speculate_option
+from aicc.cli.run_commands import draft_option, kv_option, runtime_options, speculate_option
 
 _FILE = click.Path(path_type=Path)
 
@@ -142,6 +142,7 @@ def _all(options: list[Callable[..., Any]], command: Callable[..., Any]) -> Call
 @kv_option
 @click.option("--no-prefix-cache", is_flag=True, help="Compute every prompt from its start.")
 @speculate_option
+@draft_option
 @click.option(
     "--reproducible",
     is_flag=True,

@@ -55,6 +55,7 @@ def load(
     prefix_cache: bool = True,
     speculation: SpeculationOptions | None = None,
     reproducible: bool = False,
+    draft: str | os.PathLike[str] | None = None,
 ) -> Session | Model:
     """Load an artifact.
 
@@ -68,15 +69,17 @@ def load(
         prefix_cache: Keep keys and values of what is done, as far as there is room, so that a prompt which
             begins like an earlier one is computed from where they part.
         speculation: Guess tokens from what the text says already and compute several in a step; faster
-            where a text repeats itself, and what is said stays the same. None does not.
+            where a text repeats itself, and what is said stays the same. None does not, unless there is ``draft``.
         reproducible: Compute one sequence at a time and each prompt from its start, so that a seed gives the
             same answer whatever else is asked meanwhile. The cpu family gives it in any case.
+        draft: The ``.aicc`` directory of a smaller model with the same tokens, which guesses instead, and is
+            loaded for the same device with as large a KV cache.
 
     Returns:
         A :class:`Model` for decoders, a :class:`Session` for models of tensors.
 
     Raises:
-        UsageError: There is no artifact, or an option makes no sense.
+        UsageError: There is no artifact, an option makes no sense, or the draft has other tokens.
         IntegrityError: The artifact is damaged.
         MismatchError: It was not compiled for the device, or cannot be used on this machine.
         ResourceError: Not enough memory.
@@ -92,8 +95,21 @@ def load(
             raise UsageError(f"{name} is {value!r} and must be an integer of at least 1.")
     if threads is not None and threads > _MAX_THREADS:
         raise UsageError(f"threads is {threads} and may be {_MAX_THREADS}.", "More than there are cores help nothing.")
-    engine = EngineOptions(prefix_cache, speculation, reproducible)
-    return load_artifact(Artifact.open(path), LoadOptions(threads, kv_tokens), device, engine)
+    artifact, options = Artifact.open(path), LoadOptions(threads, kv_tokens)
+    if draft is None:
+        return load_artifact(artifact, options, device, EngineOptions(prefix_cache, speculation, reproducible))
+    from aicc.runtime.draft_model import check_draft
+    from aicc.runtime.speculation import SpeculationOptions
+
+    engine = EngineOptions(prefix_cache, speculation or SpeculationOptions(), reproducible)
+    drafting = Artifact.open(draft)
+    check_draft(artifact, drafting)
+    model: Any = load_artifact(drafting, options, device)
+    try:
+        return load_artifact(artifact, options, device, engine, model)
+    except BaseException:
+        model.close()
+        raise
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from aicc.runtime.artifact import (
     Artifact,
     LlmFacts,
 )
+from aicc.runtime.draft_model import DraftModel
 from aicc.runtime.engine import Engine
 from aicc.runtime.errors import ContextLengthError, IntegrityError, UnsupportedError, UsageError
 from aicc.runtime.machine import release_free_memory
@@ -26,6 +27,7 @@ from aicc.runtime.options import DEFAULT_OPTIONS, EngineOptions
 from aicc.runtime.provider import OPTIMAL, Compatibility, DecoderExecutable
 from aicc.runtime.request import FinishReason, Piece, Request, Timings
 from aicc.runtime.sampling import SamplingOptions, SamplingParams
+from aicc.runtime.speculation import SpeculationOptions
 from aicc.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # imported where they are needed: a first token soon after the process starts does without
@@ -34,6 +36,7 @@ if TYPE_CHECKING:  # imported where they are needed: a first token soon after th
 
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
 
+_MOST_DRAFT_COST = 0.5  # of a target's step
 _LOGITS_AT_ONCE = 64 << 20  # bytes of logits a step of `logits` makes
 
 
@@ -62,6 +65,8 @@ class Model:
         compatibility: What the provider said of it and this machine.
         target: What the loaded variant was compiled for.
         options: How the engine goes about it.
+        draft: A smaller model that guesses tokens for it, seen to by :func:`aicc.runtime.draft_model.check_draft`;
+            it is closed with this one and does nothing else.
 
     Attributes:
         manifest: The artifact's.
@@ -75,8 +80,10 @@ class Model:
         compatibility: Compatibility = OPTIMAL,
         target: str = "",
         options: EngineOptions = DEFAULT_OPTIONS,
+        draft: Model | None = None,
     ) -> None:
         self._executable = executable
+        self._draft = draft
         self.target = target
         self.compatibility = compatibility
         self._artifact = artifact
@@ -85,7 +92,8 @@ class Model:
         if facts is None:
             raise UsageError(f"{artifact.path} is not a decoder.")
         self._facts: LlmFacts = facts
-        self.engine = Engine(executable, options)
+        drafter = None if draft is None else draft._drafts_for(self, options)
+        self.engine = Engine(executable, options, drafter)
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
         self._grammars: Grammars | None = None
@@ -277,6 +285,8 @@ class Model:
         if self._grammars is not None:
             self._grammars.close()
         self._executable.close()
+        if self._draft is not None:
+            self._draft.close()
 
     def __enter__(self) -> Self:
         return self
@@ -308,6 +318,19 @@ class Model:
             if request.finish_reason is None:  # closed, or interrupted: its memory is free again at once
                 self.engine.cancel(request)
                 self.engine.settle()
+
+    def _drafts_for(self, target: Model, options: EngineOptions) -> DraftModel:
+        """What makes drafts of another model out of this one."""
+        # A decode is as long as reading the weights takes. One that was asked for is tried, however large it is.
+        cost = min(_MOST_DRAFT_COST, self._facts.weight_bytes_per_token / max(1, target._facts.weight_bytes_per_token))
+        return DraftModel(
+            self._executable,
+            options.speculation or SpeculationOptions(),
+            cost,
+            self.context_length,
+            min(self._facts.vocab_size, target._facts.vocab_size),
+            options.prefix_cache and not options.reproducible,
+        )
 
     def _ids(self, prompt: Prompt) -> NDArray[np.int64]:
         """A prompt as int64 ids of this model that fit its context."""

@@ -212,11 +212,13 @@ def load_artifact(
     options: LoadOptions | None = None,
     device: str | None = None,
     engine: EngineOptions | None = None,
+    draft: Model | None = None,
 ) -> Session | Model:
     """Make an opened artifact ready to run; see :func:`aicc.runtime.load`.
 
     Every file but the weights is hashed, which takes milliseconds. The weights are mapped, not read,
-    so only their size is checked; :meth:`Artifact.verify` hashes them too.
+    so only their size is checked; :meth:`Artifact.verify` hashes them too. ``draft`` guesses tokens for the
+    model, as :class:`Model` says.
 
     Raises:
         IntegrityError: A file is not the one the manifest describes.
@@ -252,4 +254,4 @@ def load_artifact(
     from aicc.runtime.generator import Model
     from aicc.runtime.options import EngineOptions
 
-    return Model(executable, artifact, compatibility, target.name, engine or EngineOptions())
+    return Model(executable, artifact, compatibility, target.name, engine or EngineOptions(), draft)

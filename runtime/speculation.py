@@ -20,15 +20,16 @@ from aicc.runtime.errors import UsageError
 
 _MOST_DRAFTS = 64
 _RATE_AT_FIRST = 0.5
-_RATE_CHANGE = 0.15  # how much one token counts
+RATE_CHANGE = 0.15  # how much one token counts
 
 
 class SpeculationOptions(msgspec.Struct, frozen=True):
-    """How to guess what comes next: what followed the last few tokens when they stood in the text before.
+    """How to guess what comes next: what followed the last few tokens when they stood in the text before,
+    or what a smaller model says.
 
     Attributes:
         drafts: Most drafts in a step, for each sequence.
-        match: How many tokens must agree; twice as many are asked first.
+        match: How many tokens must agree; twice as many are asked first. A model has no use for it.
         token_cost: What one token more adds to a step of one token, as a part of it. It decides how
             probable a draft must be to be worth it, the more so the more sequences share a step.
 
@@ -47,17 +48,18 @@ class SpeculationOptions(msgspec.Struct, frozen=True):
         if not 0 < self.token_cost <= 1:
             raise UsageError(f"token_cost is {self.token_cost} and must be in (0, 1].")
 
-    def worthwhile(self, rate: float, sequences: int) -> int:
+    def worthwhile(self, rate: float, sequences: int, draft_cost: float = 0.0) -> int:
         """How many drafts in a row are probable enough.
 
         A step takes ``a + b * tokens``, shared by its sequences; a token that needs no step of its own
-        saves ``a / sequences + b``, and a draft costs ``b``.
+        saves ``a / sequences + b``, and a draft costs ``b``, and a part of what it may save if a model makes it.
 
         Args:
             rate: How often a draft is right if those before it were.
             sequences: How many share the step.
+            draft_cost: That part.
         """
-        least = self.token_cost / ((1 - self.token_cost) / sequences + self.token_cost)
+        least = self.token_cost / ((1 - self.token_cost) / sequences + self.token_cost) + draft_cost
         if rate <= least:
             return 0
         return self.drafts if rate >= 1 else min(self.drafts, int(math.log(least) / math.log(rate)))
@@ -115,7 +117,7 @@ class _Matches:
             run, place = tuple(recent[i - length : i]), first + i
             at = self._after.get(run)
             if at is not None and place >= self._prompt_length:
-                self.rate += _RATE_CHANGE * ((int(tokens[at]) == recent[i]) - self.rate)
+                self.rate += RATE_CHANGE * ((int(tokens[at]) == recent[i]) - self.rate)
             self._after[run] = place
         self._next = max(self._next, len(tokens))
         return self._after.get(tuple(recent[-length:]))

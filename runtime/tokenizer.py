@@ -78,6 +78,11 @@ class Tokenizer:
         """How many ids there are, added tokens included."""
         return int(self._backend.get_vocab_size())
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, added ones included."""
+        return dict(self._backend.get_vocab(with_added_tokens=True))
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; special tokens in it are recognised.
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -18,6 +18,7 @@ import uvicorn
 
 from aicc.runtime import load
 from aicc.runtime.artifact import Artifact
+from aicc.runtime.draft_model import check_draft
 from aicc.runtime.errors import MismatchError, UsageError
 from aicc.runtime.options import EngineOptions
 from aicc.runtime.server.app import Front, Limits, Service, build_app
@@ -44,6 +45,7 @@ def serve(
     kv_tokens: int | None = None,
     prefix_cache: bool = True,
     speculate: bool = False,
+    draft: str | os.PathLike[str] | None = None,
     reproducible: bool = False,
     api_key_file: str | os.PathLike[str] | None = None,
     insecure: bool = False,
@@ -75,7 +77,8 @@ def serve(
         threads: Threads to compute with.
         kv_tokens: Tokens the KV cache holds over all sequences.
         prefix_cache: As :func:`aicc.runtime.load`, and so is ``reproducible``.
-        speculate: Guess tokens and compute several in a step.
+        speculate: Guess tokens from the text itself and compute several in a step.
+        draft: As :func:`aicc.runtime.load`; for the one language model among the artifacts.
         reproducible: The same seed gives the same answer, whatever else is asked.
         api_key_file: Keys, one a line, of which every request but those to the health endpoints and for the
             chat page's files must bring one; then any name may stand in Host headers.
@@ -102,7 +105,10 @@ def serve(
     start_rpc = None if grpc_port is None else _rpc_starter()
     limits = limits or Limits()
     speculation = SpeculationOptions() if speculate else None
-    EngineOptions(prefix_cache, speculation, reproducible)  # refuses what excludes each other
+    # Refuses what excludes each other.
+    EngineOptions(prefix_cache, speculation if draft is None else SpeculationOptions(), reproducible)
+    if speculate and draft is not None:
+        raise UsageError("--speculate and --draft exclude each other.", "Leave one of them out.")
     keys = None if api_key_file is None else ApiKeys.read(api_key_file)
     tls = tls_context(tls_certificate, tls_key)
     _check_exposure(host, keys, insecure)
@@ -123,9 +129,12 @@ def serve(
     def model_of(name: str | None, path: str | os.PathLike[str]) -> Decoder | Tensors:
         manifest = Artifact.open(path).manifest
         name = name or manifest.name
-        loaded = partial(load, path, device, threads, kv_tokens, prefix_cache, speculation, reproducible)
+        drafts = draft if manifest.kind == "decoder" else None
+        loaded = partial(load, path, device, threads, kv_tokens, prefix_cache, speculation, reproducible, drafts)
         return served(name, manifest, loaded, limits.sequences, partial(changed, name))
 
+    if draft is not None:
+        _check_draft((Artifact.open(path) for _, path in artifacts), Artifact.open(draft))
     registry = Registry([model_of(name, path) for name, path in artifacts])
     sock = listen(host, port)
     address, bound_port = sock.getsockname()[:2]
@@ -226,6 +235,16 @@ def _rpc_starter() -> Callable[..., Awaitable[tuple[Any, int]]]:
             raise
         raise MismatchError("gRPC needs grpcio and protobuf.", "Install them: pip install 'aicc[grpc]'.") from error
     return start
+
+
+def _check_draft(artifacts: Iterable[Artifact], draft: Artifact) -> None:
+    models = [artifact for artifact in artifacts if artifact.manifest.kind == "decoder"]
+    if len(models) != 1:
+        raise UsageError(
+            f"a draft model is for one language model, and {len(models)} are to be served.",
+            "Serve the model that it drafts for by itself.",
+        )
+    check_draft(models[0], draft)
 
 
 def _check_exposure(host: str, keys: ApiKeys | None, insecure: bool) -> None:

@@ -169,6 +169,8 @@ def test_other_commands_do_not_look_at_the_files(folder: Path, aicc: Run) -> Non
         (["--host", "0.0.0.0"], "--api-key-file"),
         (["--access-log", "no/folder/log"], "no/folder/log"),
         (["--reproducible", "--speculate"], "exclude each other"),
+        (["--reproducible", "--draft", "small.aicc"], "exclude each other"),
+        (["--speculate", "--draft", "small.aicc"], "exclude each other"),
         (["--request-seconds", "inf"], "--request-seconds"),
         (["--request-seconds", "0"], "--request-seconds"),
         (["--max-sequences", "0"], "--max-sequences"),

@@ -1,6 +1,7 @@
 """``aicc run`` and ``aicc chat`` on real models: text, tensors, JSON."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from aicc_command import WEIGHT, Run, made_with_an_older_openvino
 from aicc.cli.documents import RunDocument, RunTensorsDocument
 from aicc.cli.run_tensors import write_outputs
 from aicc.runtime.artifact import Artifact
+from aicc.runtime.machine import processor
+from aicc.runtime.target import find_target
 
 QUESTION = "What is the capital of France?"
 
@@ -32,6 +35,27 @@ def test_an_answer_is_text_and_nothing_else_on_stdout(aicc: Run, demo_artifact: 
     assert done.out.endswith("\n")
     assert "tokens/s" in done.err
     assert "OpenVINO CPU" in done.err
+
+
+@pytest.mark.skipif(not find_target("cpu").runs_on(processor()), reason="the cpu family does not run here")
+def test_a_draft_model_changes_nothing_and_how_often_it_was_right_is_told(aicc: Run, cpu_artifact: Artifact):
+    words = ["run", cpu_artifact.path, QUESTION, "--kv-tokens", 512]
+    plain, drafted = aicc(*words), aicc(*words, "--draft", cpu_artifact.path)
+    assert drafted.out == plain.out
+    assert re.search(r"[1-9]\d* of [1-9]\d* guessed tokens were right", drafted.err)
+
+
+def test_a_draft_that_cannot_be_is_refused(aicc: Run, demo_artifact: Artifact, tensors_artifact: Path):
+    for words, named in [
+        (["run", demo_artifact.path, "Hi", "--draft", tensors_artifact], "no language model"),
+        (["run", demo_artifact.path, "Hi", "--draft", demo_artifact.path, "--speculate"], "exclude each other"),
+        (["serve", f"a={demo_artifact.path}", demo_artifact.path, "--draft", demo_artifact.path], "one language model"),
+        (["serve", demo_artifact.path, "--draft", tensors_artifact], "no language model"),
+    ]:
+        done = aicc(*words)
+        assert done.code == 2
+        assert named in done.err
+        assert done.out == ""
 
 
 def test_the_same_answer_as_json(aicc: Run, demo_artifact: Artifact):

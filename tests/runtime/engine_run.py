@@ -62,9 +62,9 @@ class Watched:
 class Run:
     """An engine with its requests and what came of them."""
 
-    def __init__(self, decoder, **options):
+    def __init__(self, decoder, drafter=None, **options):
         self.executable = Watched(decoder)
-        self.engine = Engine(self.executable, EngineOptions(**options))
+        self.engine = Engine(self.executable, EngineOptions(**options), drafter)
         self.pieces: dict[Request, list[Piece]] = {}
 
     def submit(self, prompt: list[int], **params) -> Request:

@@ -8,12 +8,14 @@ import pytest
 from live_server import DEADLINE, NAME, health, listening, wait_idle, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
+from aicc.runtime import load
 from aicc.runtime.artifact import Artifact
 from aicc.runtime.generator import Model
-from aicc.runtime.options import EngineOptions
+from aicc.runtime.machine import processor
 from aicc.runtime.provider import DecoderExecutable
 from aicc.runtime.server import Limits, create_app
 from aicc.runtime.speculation import SpeculationOptions
+from aicc.runtime.target import find_target
 
 ASKED: dict[str, Any] = {"model": NAME, "prompt": "One, two,", "max_tokens": 5, "ignore_eos": True}
 ENDLESS: dict[str, Any] = ASKED | {"max_tokens": 8000, "stream": True}
@@ -93,10 +95,13 @@ def rejected(url: str) -> float:
     return counted(url, "rejected")
 
 
-def test_guesses_are_counted(executable: DecoderExecutable, demo_artifact: Artifact) -> None:
-    model = Model(executable, demo_artifact, options=EngineOptions(speculation=SpeculationOptions()))
+@pytest.mark.skipif(not find_target("cpu").runs_on(processor()), reason="the cpu family does not run here")
+@pytest.mark.parametrize("by_a_model", [False, True])
+def test_guesses_are_counted(cpu_artifact: Artifact, by_a_model: bool) -> None:
+    draft = cpu_artifact.path if by_a_model else None
+    model = load(cpu_artifact.path, kv_tokens=1024, draft=draft, speculation=SpeculationOptions())
     asked = ASKED | {"prompt": "one two three " * 8, "max_tokens": 24, "temperature": 0}
-    with listening(create_app({NAME: model})) as url:
+    with model, listening(create_app({NAME: model})) as url:
         answer = httpx.post(f"{url}/v1/completions", json=asked, timeout=DEADLINE)
         wait_idle(url)
         drafted, accepted = (figure(url, f"aicc_{kind}_tokens_total") for kind in ("drafted", "accepted"))
