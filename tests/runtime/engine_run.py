@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+from hypothesis import strategies as st
 
 from aicc.runtime.engine import Engine
 from aicc.runtime.options import EngineOptions
@@ -11,6 +12,20 @@ from aicc.runtime.request import Piece, Request
 from aicc.runtime.sampling import SamplingParams
 
 VOCAB, EOS = 300, 2
+
+# Often with a beginning in common.
+_prompts = st.lists(st.sampled_from([[7], [8, 9, 10], list(range(20)), list(range(20, 29))]), min_size=1, max_size=4)
+requests = st.lists(
+    st.tuples(
+        _prompts.map(lambda parts: [token for part in parts for token in part][:40])
+        | st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40),
+        st.integers(1, 12),
+        st.sampled_from([0.0, 0.8]),
+        st.integers(0, 20),  # the step it arrives at
+    ),
+    min_size=1,
+    max_size=6,
+)
 
 
 class Watched:
@@ -40,6 +55,15 @@ class Watched:
         self.before_step(len(self.steps) - 1)
         self._check_pages(batch)
         return self.decoder.forward(batch)
+
+    def fail_once(self, error: BaseException) -> None:
+        """Raise an error instead of the next step."""
+
+        def before_step(index: int) -> None:
+            self.before_step = lambda index: None
+            raise error
+
+        self.before_step = before_step
 
     def _check_pages(self, batch: TokenBatch) -> None:
         """Each sequence reads what it would have written, and writes where nobody else reads or writes."""

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from engine_run import VOCAB, Run, Watched
+from engine_run import VOCAB, Run, Watched, requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_decoder import write_tiny
@@ -63,19 +63,6 @@ def test_a_model_that_drafts_for_itself_is_always_right(make_decoder, alone):
     assert drafts.executable.steps[:5] == [[(0, 4)], [(4, 1)], [(5, 1)], [(6, 1)], [(7, 2)]]
 
 
-_prompts = st.lists(st.sampled_from([[7], [8, 9, 10], list(range(20)), list(range(20, 29))]), min_size=1, max_size=4)
-requests = st.lists(
-    st.tuples(
-        _prompts.map(lambda parts: [token for part in parts for token in part][:40]),
-        st.integers(1, 12),
-        st.sampled_from([0.0, 0.8]),
-        st.integers(0, 12),  # the step it arrives at
-    ),
-    min_size=1,
-    max_size=6,
-)
-
-
 @given(
     requests=requests,
     spare_pages=st.integers(0, 8),
@@ -85,7 +72,7 @@ requests = st.lists(
     context=st.integers(1, 60),
     every=st.integers(1, 5),
     events=st.dictionaries(
-        st.integers(0, 12), st.sampled_from(["cancel", "fail", "fail draft", "interrupt draft", "score"]), max_size=4
+        st.integers(0, 20), st.sampled_from(["cancel", "fail", "fail draft", "interrupt draft", "score"]), max_size=4
     ),
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -98,14 +85,7 @@ def test_every_request_gets_what_it_would_get_alone_and_leaves_no_page(
     drafts = Drafts(make_decoder(longest + spare_pages * 4, 4, 16), draft, context=min(context, kv_tokens))
     run, submitted = drafts.run, []
 
-    def go_wrong(executable: Watched, error: BaseException) -> None:
-        def before_step(index: int) -> None:
-            executable.before_step = lambda index: None
-            raise error
-
-        executable.before_step = before_step
-
-    for step in range(13):
+    for step in range(21):
         submitted += [
             (run.submit(prompt, max_tokens=tokens, temperature=heat, seed=9), prompt, tokens, heat)
             for prompt, tokens, heat, arrival in requests
@@ -115,11 +95,11 @@ def test_every_request_gets_what_it_would_get_alone_and_leaves_no_page(
             case "cancel" if submitted:
                 run.engine.cancel(submitted[step % len(submitted)][0])
             case "fail":
-                go_wrong(run.executable, RuntimeError())
+                run.executable.fail_once(RuntimeError())
             case "fail draft":
-                go_wrong(drafts.executable, RuntimeError())
+                drafts.executable.fail_once(RuntimeError())
             case "interrupt draft":
-                go_wrong(drafts.executable, KeyboardInterrupt())
+                drafts.executable.fail_once(KeyboardInterrupt())
             case "score":
                 with contextlib.suppress(RuntimeError):
                     run.engine.teacher_forced(np.arange(longest), 5, lambda logits: None)

@@ -3,11 +3,10 @@
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
 
 import numpy as np
 import pytest
-from engine_run import EOS, VOCAB, Run
+from engine_run import EOS, Run, requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -32,21 +31,6 @@ def test_greedy_tokens_are_those_of_the_graph_computed_without_any_cache(make_de
         )
         ids.append(int(decoder.forward(batch).argmax()))
     assert alone([5, 17, 200]) == ids[3:]
-
-
-# Often with a beginning in common.
-_prompts = st.lists(st.sampled_from([[7], [8, 9, 10], list(range(20)), list(range(20, 29))]), min_size=1, max_size=4)
-requests = st.lists(
-    st.tuples(
-        _prompts.map(lambda parts: [token for part in parts for token in part][:40])
-        | st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40),
-        st.integers(1, 12),
-        st.sampled_from([0.0, 0.8]),
-        st.integers(0, 20),  # the step it arrives at
-    ),
-    min_size=1,
-    max_size=6,
-)
 
 
 @given(
@@ -93,13 +77,6 @@ def test_whatever_happens_who_finishes_has_the_right_tokens(
     run = Run(make_decoder(longest + spare_pages * 4, 4, 16), **options)
     submitted = []
 
-    def go_wrong(error: BaseException) -> Callable[[int], None]:
-        def before_step(index: int) -> None:
-            run.executable.before_step = lambda index: None
-            raise error
-
-        return before_step
-
     for step in range(21):
         submitted += [
             (run.submit(prompt, max_tokens=tokens, temperature=heat, seed=9), prompt, tokens, heat)
@@ -113,7 +90,7 @@ def test_whatever_happens_who_finishes_has_the_right_tokens(
             with contextlib.suppress(KeyboardInterrupt, RuntimeError):
                 run.engine.teacher_forced(np.arange(longest), 5, lambda logits: None)
         elif event in ("fail", "interrupt"):
-            run.executable.before_step = go_wrong(RuntimeError() if event == "fail" else KeyboardInterrupt())
+            run.executable.fail_once(RuntimeError() if event == "fail" else KeyboardInterrupt())
         with contextlib.suppress(KeyboardInterrupt):
             run.engine.step()
     with contextlib.suppress(KeyboardInterrupt):  # one that no step has met yet
