@@ -77,7 +77,8 @@ def main() -> int:
     """Regenerate, or check."""
     readme, cli, plan = ROOT / "README.md", ROOT / "docs" / "cli.md", ROOT / "docs" / "plan.md"
     planning = between(between(plan.read_text(), "constants", constants_table()), "figures", figures_table())
-    pages = {readme: between(readme.read_text(), "targets", targets_table()), cli: reference(), plan: planning} | messages()
+    pages = {readme: between(readme.read_text(), "targets", targets_table()), cli: reference(), plan: planning}
+    pages |= messages()
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:
         return int(bool(stale))
