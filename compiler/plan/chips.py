@@ -86,7 +86,8 @@ def groq(work: Workload, prompt: int, context: int, chips: int = 0, bits: int = 
     slow = once / c["utilisation"] + waits + waited * c["exchange"]
     read = sum(seconds(p, 1 if p.last_only else prompt) for p in work.products)
     read *= work.prompt_macs(prompt) / max(1, work.prompt_macs(prompt) - work.attention_width * prompt * prompt)
-    prefill = _rates(read / c["utilisation"] + slow, read / chips + fast, prompt)
+    handed = prompt * work.products[0].k * bits / 8 / c["link"] if chips > 1 else 0.0  # a prompt, to the next chip
+    prefill = _rates(read / c["utilisation"] + (chips - 1) * handed + slow, max(read / chips, handed) + fast, prompt)
     notes = [f"GroqFlow's rule of thumb, {c['parameters'] / 1e6:.0f} million parameters a chip, is counted in"]
     if chips > 64:
         notes.append("GroqFlow knows topologies of up to 64 chips")

@@ -113,7 +113,7 @@ def plan_model(
         AiccError: As an import would.
     """
     models = [model_of(target.name) for target in targets]
-    imported = _headers(model, progress)
+    imported = _headers(model, targets[0], progress)
     full = imported.llm.context_length if imported.llm else 0
     context = min(2048, full) if context is None or not full else context
     if full and not prompt <= context <= full:
@@ -143,16 +143,18 @@ def plan_model(
     )
 
 
-def _headers(model: str, progress: Progress) -> ImportedModel:
+def _headers(model: str, target: Target, progress: Progress) -> ImportedModel:
     """The graph of a model, or of its config alone where that is all there is."""
     path = Path(model).expanduser()
     folder = path.parent if path.name == "config.json" and path.is_file() else path
     progress("plan", f"reading the headers of {model}")
-    if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
+    weights = (file for kind in ("safetensors", "gguf", "onnx") for file in folder.glob(f"*.{kind}"))
+    if (folder / "config.json").is_file() and not any(weights):
         from aicc.compiler.importers.huggingface import import_config
 
         return import_config(folder, folder.resolve().name)
-    return preview_model(resolve(model, lambda line: progress("plan", line)), "mobius" if folder.is_dir() else "auto")
+    source = resolve(str(folder) if folder.is_dir() else model, lambda line: progress("plan", line))
+    return preview_model(source, target=target)
 
 
 def _workload(imported: ImportedModel, target: Target, tokens: int, quant: Quant) -> tuple[Workload, int]:

@@ -153,8 +153,8 @@ def _chain(layers: int, width: int) -> ir.Model:
 
 def test_layers_are_spread_evenly_and_what_crosses_is_counted():
     chips = partition(_chain(layers=12, width=4096))  # 201 million parameters
-    assert [chip.last - chip.first + 1 for chip in chips] == [2, 2, 2, 2, 2, 2, 0, 0][: len(chips)] or len(chips) == 8
     assert len(chips) == 8
+    assert sum(chip.last - chip.first + 1 for chip in chips) == 12
     assert max(chip.weight_bytes for chip in chips) == 2 * 2 * 4096**2
     assert {chip.received_bytes for chip in chips[1:]} == {2 * 4096}
 
