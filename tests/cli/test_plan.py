@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from aicc.cli.main import main
+from aicc.compiler.models import pull
 
 LLAMA_70B = {
     "architectures": ["LlamaForCausalLM"],
@@ -58,8 +59,8 @@ def test_a_real_model_for_a_processor_and_the_chips(capsys):
     assert "benchmarks/results" in err
 
 
-def test_a_model_of_tensors_has_runs(capsys):
-    assert main(["plan", "rapidocr-rec", "--target", "groq", "--json"]) == 0
+def test_a_model_of_tensors_has_runs_and_may_be_the_one_file_of_a_folder(capsys):
+    assert main(["plan", str(pull("rapidocr-rec").parent), "--target", "groq", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["kind"] == "tensors"
     assert report["targets"][0]["runs_per_s"]["low"] > 0
