@@ -121,7 +121,7 @@ def test_a_number_outside_its_table_is_refused_and_the_model_goes_on(
 
 
 def test_inputs_of_different_shapes_are_refused(exact: Session, sentences: Inputs) -> None:
-    with pytest.raises(UsageError, match="different shapes"):
+    with pytest.raises(UsageError, match="must agree"):
         _run(exact, sentences | {"attention_mask": sentences["attention_mask"][:, :3]})
 
 
