@@ -266,3 +266,10 @@ def test_a_constant_that_many_ways_lead_to_is_found_once(tmp_path: Path) -> None
     source = _odd(tmp_path, f"{doubled}\n y = Gather (c60, seen)\n states = Add (x, y)", c0=np.zeros((50, 32)))
     with pytest.raises(UnsupportedError, match="not a constant matrix"):
         compile_model(source, "cpu", tmp_path / "m.aicc")
+
+
+def test_what_is_not_a_number_is_not_made_one(tmp_path: Path) -> None:
+    shift = np.where(np.arange(32) == 3, np.nan, 0.0)
+    found = _states(_odd(tmp_path, "y = Add (x, shift)\n states = Relu (y)", shift=shift), tmp_path)
+    assert np.isnan(found[..., 3]).all()
+    assert (np.delete(found, 3, axis=-1) >= 0).all()

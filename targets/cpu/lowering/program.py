@@ -27,7 +27,7 @@ from aicc.targets.cpu.lowering.rows import Program, Value, Vector
 ELEMENTWISE = {
     "Add": "{} + {}", "Sub": "{} - {}", "Mul": "{} * {}", "Div": "{} / {}", "Neg": "-{}",
     "Sigmoid": "aicc_sigmoid({})", "Silu": "aicc_silu({})", "Tanh": "aicc_tanh({})", "Erf": "aicc_erf({})",
-    "Exp": "aicc_exp({})", "Relu": "AICC_MAX({}, 0.0f)", "Gelu": "aicc_gelu({})", "GeluTanh": "aicc_gelu_tanh({})",
+    "Exp": "aicc_exp({})", "Relu": "{0} < 0.0f ? 0.0f : {0}", "Gelu": "aicc_gelu({})", "GeluTanh": "aicc_gelu_tanh({})",
 }  # fmt: skip
 _SAME = ("Identity", "Dropout")
 _REMEDY = "Compile for another target, such as openvino:cpu or reference."
