@@ -30,8 +30,9 @@ _MAX_DIVISOR = 10_000  # an automaton that counts remainders has as many states
 _MAX_LEXER_STATES = 20_000  # of up to 2 kB each
 _MAX_GRAMMAR_SYMBOLS = 100_000
 _MAX_REASON = 300  # characters of the library's own explanation
-# Room for a line break and its indentation; unbounded, a model may go on with spaces for ever.
-_WHITESPACE = r"\n?[ \t]{0,16}"
+# As Python's json.dumps writes, which is what models have seen most of: where they may choose the spaces they go on
+# with spaces for ever, or open one object in another.
+JSON_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Constraint(Protocol):
@@ -121,10 +122,9 @@ class Grammars:
             return self._matcher.grammar_from_lark(text)
         try:
             _check_divisors(json.loads(text))
-            # A schema can ask to have what is not implemented ignored; that is overruled.
-            return self._matcher.grammar_from_json_schema(
-                text, overrides={"lenient": False, "whitespace_pattern": _WHITESPACE}
-            )
+            # A schema can ask to have what is not implemented ignored, or for other spaces; that is overruled.
+            overrides: Any = {"lenient": False, "whitespace_pattern": None, **JSON_SPACING}
+            return self._matcher.grammar_from_json_schema(text, overrides=overrides)
         except (ValueError, ArithmeticError, RecursionError) as error:
             raise _refused(kind, str(error)) from error
 

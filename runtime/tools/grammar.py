@@ -7,10 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aicc.runtime.constraint import JSON_SPACING
 from aicc.runtime.tools.formats import MOST_CALLS, Function, ToolFormat
 
-# As Python's json.dumps writes, which is what models have seen.
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ANY_OBJECT = {"type": "object"}
 
 
@@ -88,7 +87,7 @@ def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _json(schema: Mapping[str, Any]) -> str:
-    return "%json " + json.dumps({**schema, "x-guidance": _SPACING})
+    return "%json " + json.dumps({**schema, "x-guidance": JSON_SPACING})
 
 
 def _text(text: str, token: int | None) -> str:

@@ -35,6 +35,16 @@ def test_a_random_model_fills_a_schema(model, temperature, seed):
     assert answer["sky"] in ("clear", "cloudy")
 
 
+@pytest.mark.parametrize("asked", [{}, {"x-guidance": {"whitespace_flexible": True, "whitespace_pattern": "[ ]*"}}])
+def test_json_is_spaced_as_python_writes_it_whatever_a_schema_asks(model, asked):
+    value = {"a": [1, {"b": None}, []], "c": {"d": "e"}}
+    constants = {name: {"const": inner} for name, inner in value.items()}
+    schema = {"type": "object", "properties": constants, "required": [*value], "additionalProperties": False, **asked}
+    for seed in range(3):
+        generation = model.generate("Say:", model.constraint("json_schema", schema), temperature=1.0, seed=seed)
+        assert generation.text == json.dumps(value)
+
+
 def test_the_real_model_answers_with_a_json_object(demo_artifact):
     with load(demo_artifact.path) as model:
         assert isinstance(model, Model)
