@@ -57,7 +57,7 @@ lint: $(VENV)/.test  ## Style, types, and which package may import which.
 	MYPYPATH=build/typing $(BIN)/mypy
 	$(BIN)/lint-imports
 
-soak: $(VENV)/.test $(ARTIFACT)  ## Half an hour of a server under load and abuse, watching memory and pages.
+soak: $(VENV)/.test $(ARTIFACT)  ## Half an hour of a server under load, abuse and faults, watching memory and pages.
 	$(BIN)/python -m tests.server.soak
 
 # `exact` keeps the published 4-bit blocks; `int4` quantises again, as the peers' exporters do; w8 are 8-bit weights.

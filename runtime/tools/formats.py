@@ -79,13 +79,15 @@ LLAMA3 = ToolFormat("llama3", arguments="parameters")
 MISTRAL = ToolFormat("mistral", marker="[TOOL_CALLS]", start="[", separator=", ", end="]", ids=True)
 FALLBACK = msgspec.structs.replace(HERMES, name="fallback")
 
-_EXPLANATION = """You can call functions. Each line is the JSON definition of one:
+# Chosen on a small model that was never taught to call. It writes whatever the explanation shows, so that does not show
+# how results look; and it calls where that helps, and nowhere else, only if it has seen itself do both.
+_EXPLANATION = """You can call these functions, one JSON definition a line:
 {functions}
-To call a function, write its name and arguments like this, once for each call:
-<tool_call>
-{{"name": "function-name", "arguments": {{"argument-name": "value"}}}}
-</tool_call>
-What a function returns is then shown to you between <tool_response> and </tool_response>."""
+If a function can give what the user asks for, answer with a call of it and nothing else:
+{call}
+If none can, answer in words."""
+_GREETING = ("Hello", "Hello! How can I help you?")
+_PLACEHOLDERS = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}}
 
 
 def tool_format(template: str) -> ToolFormat:
@@ -147,15 +149,16 @@ def _spelled_out(message: Mapping[str, Any]) -> dict[str, Any]:
     shown = {key: value for key, value in message.items() if key not in ("tool_calls", "tool_call_id")}
     if message["role"] == "tool":
         return shown | {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
-    calls = [
-        "<tool_call>\n" + json.dumps({"name": call["name"], "arguments": call["arguments"]}) + "\n</tool_call>"
-        for call in message.get("tool_calls", ())
-    ]
+    calls = [_call(call["name"], call["arguments"]) for call in message.get("tool_calls", ())]
     return shown | {"content": "\n".join([message["content"], *calls] if message["content"] else calls)}
 
 
+def _call(name: str, arguments: Mapping[str, Any]) -> str:
+    return "<tool_call>\n" + json.dumps({"name": name, "arguments": arguments}) + "\n</tool_call>"
+
+
 def _explained(messages: list[dict[str, Any]], functions: Sequence[Function]) -> list[dict[str, Any]]:
-    """Functions put into the system message; results that follow each other put into one turn."""
+    """Functions put into the system message, with examples after it; results that follow each other in one turn."""
     merged: list[dict[str, Any]] = []
     for message in messages:
         result = message["content"].startswith("<tool_response>\n") and message["role"] == "user"
@@ -165,7 +168,34 @@ def _explained(messages: list[dict[str, Any]], functions: Sequence[Function]) ->
             merged.append(message)
     if not functions:
         return merged
-    text = _EXPLANATION.format(functions="\n".join(json.dumps(f.definition["function"]) for f in functions))
+    first = functions[0]
+    call = _call(first.name, _example_arguments(first.schema))
+    text = _EXPLANATION.format(functions="\n".join(json.dumps(f.definition["function"]) for f in functions), call=call)
+    asked = (first.description or "").strip().partition("\n")[0] or f"Call {first.name}."
+    examples = [
+        {"role": role, "content": said}
+        for turns in (_GREETING, (asked, call))
+        for role, said in zip(("user", "assistant"), turns, strict=True)
+    ]
     if merged and merged[0]["role"] == "system":
-        return [merged[0] | {"content": f"{merged[0]['content']}\n\n{text}"}, *merged[1:]]
-    return [{"role": "system", "content": text}, *merged]
+        return [merged[0] | {"content": f"{merged[0]['content']}\n\n{text}"}, *examples, *merged[1:]]
+    return [{"role": "system", "content": text}, *examples, *merged]
+
+
+def _example_arguments(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that show where values go: those that are required, or all if none are."""
+    properties = schema.get("properties")
+    if not isinstance(properties, Mapping):
+        return {}
+    required = schema.get("required")
+    names = [name for name in properties if isinstance(required, list) and name in required] or list(properties)
+    return {name: _placeholder(properties[name]) for name in names}
+
+
+def _placeholder(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return "?"
+    values, kind = schema.get("enum"), schema.get("type")
+    if isinstance(values, list) and values:
+        return values[0]
+    return _PLACEHOLDERS.get(kind, "?") if isinstance(kind, str) else "?"

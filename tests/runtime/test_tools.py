@@ -232,11 +232,42 @@ def test_a_template_that_shows_no_form_gets_one_explained() -> None:
     shown, definitions = template_input(FALLBACK, messages, FUNCTIONS)
 
     assert definitions is None
-    assert [message["role"] for message in shown] == ["system", "user", "assistant", "user"]
+    assert [message["role"] for message in shown] == ["system", *["user", "assistant"] * 3, "user"]
     assert shown[0]["content"].startswith("Be brief.\n\n")
     assert json.dumps(CITY)[1:-1] in shown[0]["content"]
-    assert read(HERMES, [shown[2]["content"]]) == ("", [("weather", {"city": "Paris"})] * 2)
-    assert shown[3]["content"].index("sunny") < shown[3]["content"].index("warm")
+    assert read(HERMES, [shown[2]["content"]])[1] == []  # an example of each
+    assert shown[3]["content"] == "The weather."
+    assert read(HERMES, [shown[4]["content"]]) == ("", [("weather", {"city": "?"})])
+    assert shown[5]["content"] == "Weather?"
+    assert read(HERMES, [shown[6]["content"]]) == ("", [("weather", {"city": "Paris"})] * 2)
+    assert shown[7]["content"].index("sunny") < shown[7]["content"].index("warm")
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["type", "enum", "properties", "required", "a"]), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    schema=st.dictionaries(st.sampled_from(["properties", "required", "type"]), ODD), description=st.text() | st.none()
+)
+def test_an_example_is_a_call_whatever_the_schema_and_description(
+    schema: dict[str, Any], description: str | None
+) -> None:
+    function = Function("weather", description, schema)
+
+    shown, _ = template_input(FALLBACK, [{"role": "user", "content": "Weather?"}], [function])
+
+    assert [message["role"] for message in shown] == ["system", *["user", "assistant"] * 2, "user"]
+    text, [(name, arguments)] = read(HERMES, [shown[4]["content"]])
+    assert (text, name) == ("", "weather")
+    known = schema.get("properties")
+    assert set(arguments) <= set(known if isinstance(known, dict) else ())
 
 
 def test_a_template_that_shows_a_form_gets_objects_and_ids_it_accepts() -> None:

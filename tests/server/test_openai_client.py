@@ -189,7 +189,10 @@ def test_text_parts_and_developer_are_text_and_system(client: openai.OpenAI) -> 
         {"role": "developer", "content": MESSAGES[0]["content"]},
         {
             "role": "user",
-            "content": [{"type": "text", "text": "What is the "}, {"type": "text", "text": "capital of France?"}],
+            "content": [
+                {"type": "text", "text": "What is the ", "cache_control": {"type": "ephemeral"}},
+                {"type": "text", "text": "capital of France?"},
+            ],
         },
     ]
 

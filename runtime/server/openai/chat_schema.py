@@ -15,11 +15,19 @@ MAX_TOP_LOGPROBS = 20
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
+class CacheControl(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A wish to keep the prompt up to here, as clients of other APIs send it."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
 class TextPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A piece of a message."""
+    """A piece of a message. Every prompt is kept while there is room, whether or not a part asks for it."""
 
     type: Literal["text"]
     text: str
+    cache_control: CacheControl | None = None
 
 
 Content: TypeAlias = str | Annotated[list[TextPart], Meta(min_length=1)]
@@ -146,7 +154,8 @@ class ChatRequest(SamplingRequest, frozen=True, kw_only=True):
         list[ChatMessage],
         Meta(
             min_length=1,
-            description="Roles system, developer (as system), user, assistant, tool; text or text parts.",
+            description="Roles system, developer (as system), user, assistant, tool; text or text parts, whose "
+            "`cache_control` changes nothing: prompts are kept anyway.",
         ),
     ]
     max_completion_tokens: Annotated[TokenCount | None, Meta(description="The newer name of `max_tokens`.")] = None

@@ -30,5 +30,13 @@ class TestServer(ChatModelIntegrationTests):
         return True
 
     @property
+    def supports_anthropic_inputs(self) -> bool:
+        return True
+
+    @property
+    def enable_vcr_tests(self) -> bool:
+        return True
+
+    @property
     def model_override_value(self) -> str:
         return os.environ["AICC_TEST_OTHER_MODEL"]
