@@ -5,9 +5,10 @@ import httpx
 import openai
 import pytest
 from live_server import NAME, listening, wait_idle
+from small_tensors import write_small
 
 from aicc.runtime import load
-from aicc.runtime.artifact import Artifact
+from aicc.runtime.artifact import Artifact, Signature
 from aicc.runtime.generator import Model
 from aicc.runtime.provider import DecoderExecutable, LoadOptions
 from aicc.runtime.server import create_app
@@ -34,6 +35,17 @@ def model(executable: DecoderExecutable, demo_artifact: Artifact) -> Model:
 def encoder(encoder_artifact: Artifact) -> Iterator[Session]:
     """The demo encoder, loaded once."""
     with load(encoder_artifact.path) as session:
+        assert isinstance(session, Session)
+        yield session
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """A model of several types, with a second signature that gives one of its outputs."""
+    folder = tmp_path_factory.mktemp("small")
+    default = write_small(folder / "first.aicc", "reference:cpu").manifest.signatures["default"]
+    more = {"doubling": Signature(default.inputs, default.outputs[1:])}
+    with load(write_small(folder / "small.aicc", "reference:cpu", more=more).path) as session:
         assert isinstance(session, Session)
         yield session
 

@@ -16,10 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from live_server import health, listening
-from small_tensors import write_small
 
-from aicc.runtime import load
-from aicc.runtime.artifact import Signature
 from aicc.runtime.server import ApiKeys, Front, create_app
 from aicc.runtime.server.open_inference import numbers
 from aicc.runtime.server.open_inference.tensors import Entry
@@ -33,17 +30,6 @@ NAMES = ("input_ids", "attention_mask", "token_type_ids")
 def url(encoder: Session) -> Iterator[str]:
     with listening(create_app({"minilm": encoder})) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    """A model of several types, with a second signature that gives one of its outputs."""
-    folder = tmp_path_factory.mktemp("small")
-    default = write_small(folder / "first.aicc", "reference:cpu").manifest.signatures["default"]
-    more = {"doubling": Signature(default.inputs, default.outputs[1:])}
-    with load(write_small(folder / "small.aicc", "reference:cpu", more=more).path) as session:
-        assert isinstance(session, Session)
-        yield session
 
 
 def tensor(name: str, **change: Any) -> dict[str, Any]:

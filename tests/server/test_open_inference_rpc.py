@@ -20,10 +20,8 @@ from environments import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_server import DEADLINE, ServerProcess, wait_until
-from small_tensors import write_small
 
-from aicc.runtime import load
-from aicc.runtime.artifact import Artifact, Signature
+from aicc.runtime.artifact import Artifact
 from aicc.runtime.errors import MismatchError, UsageError
 from aicc.runtime.server import ApiKeys, Front, Limits, serve
 from aicc.runtime.server.app import Service
@@ -40,17 +38,6 @@ GIVEN = {"x": X, "negate": np.array(True), "fixed": np.array([3, -4])}
 FIELDS = {"float32": ("FP32", "fp32_contents"), "bool": ("BOOL", "bool_contents"), "int64": ("INT64", "int64_contents")}
 Input = pb.ModelInferRequest.InferInputTensor
 Contents = pb.InferTensorContents
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    """A model of several types, with a second signature that gives one of its outputs."""
-    folder = tmp_path_factory.mktemp("small")
-    default = write_small(folder / "first.aicc", "reference:cpu").manifest.signatures["default"]
-    more = {"doubling": Signature(default.inputs, default.outputs[1:])}
-    with load(write_small(folder / "small.aicc", "reference:cpu", more=more).path) as session:
-        assert isinstance(session, Session)
-        yield session
 
 
 class Rpc:
