@@ -3,8 +3,8 @@
 onnxruntime's quantiser does it, on the optimised graph at full precision: it runs the samples, finds
 the range of every activation, and writes ``QuantizeLinear`` and ``DequantizeLinear`` around each
 operator (QDQ). Weights become symmetric int8 with a scale for each output channel, biases int32.
-Eight bits have few steps, so what lies outside all but 1 in 100,000 of an activation's values is
-clipped; sixteen bits have enough for the whole range.
+Eight bits have few steps, so the outermost 1 in 10,000 of an activation's values are clipped; sixteen
+bits have enough for the whole range.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from aicc.compiler.quantization.samples import Sample
 from aicc.runtime.errors import ResourceError, UnsupportedError, UsageError
 from aicc.runtime.target import Target
 
-PERCENTILE = 99.999  # of the values of an 8-bit activation lie inside its range
+# So many of an 8-bit activation's values lie inside its range. EfficientNet-Lite0 on 22 images, mean cosine of the
+# logits to float32: 0.9830 with the whole range, 0.9826 with 99.999%, 0.9842 with 99.99%, 0.9761 with 99.9%.
+PERCENTILE = 99.99
 _TYPES = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8, "int16": QuantType.QInt16, "uint16": QuantType.QUInt16}
 _EXTERNAL_BYTES = 1 << 30  # weights beyond this are written beside the graph, whose file may have 2 GiB
 _OPSET = 21  # the first with 16-bit activations; a scale for each channel needs 13

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-_BUILT = Path(__file__).parents[2] / "build" / "environments"
+_BUILT = Path(__file__).parents[1] / "build" / "environments"
 
 
 def environment(*requirements: Path) -> Path:

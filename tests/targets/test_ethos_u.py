@@ -1,0 +1,221 @@
+"""A real vision model for Ethos-U: the TOSA program computes exact integers, and Arm's compiler takes it."""
+
+import csv
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from efficientnet_lite import all_names, export, photos
+from integer_graph import evaluate
+from onnx import TensorProto, helper, numpy_helper
+from tolerances import TOLERANCES
+
+from aicc.compiler.graph_file import load_graph
+from aicc.compiler.importers import Source
+from aicc.compiler.pipeline import compile_model
+from aicc.runtime import load
+from aicc.runtime.artifact import Artifact
+from aicc.runtime.errors import IntegrityError, ResourceError, UnsupportedError, UsageError
+from aicc.runtime.provider import Fit
+from aicc.runtime.target import all_targets, find_target
+from aicc.targets.ethos_u.lowering import vela
+from aicc.targets.ethos_u.provider import EthosUProvider
+
+pinned = pytest.mark.skipif(platform.machine() != "x86_64", reason="the photographs' packages are pinned for x86-64")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lite0") / "efficientnet-lite0.onnx"
+    export(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def artifact(model: Path) -> Artifact:
+    """EfficientNet-Lite0, calibrated with the photographs; the graph of integers is kept for comparison."""
+    np.savez(model.with_name("photos.npz"), image=photos())
+    path = model.with_suffix(".aicc")
+    compile_model(str(model), "ethos-u:u55-128", path, calibration=model.with_name("photos.npz"), graph=True)
+    return Artifact.open(path)
+
+
+def logits(model: Path, images: np.ndarray) -> np.ndarray:
+    """Of the float32 model ``[N, 1000]``."""
+    session = onnxruntime.InferenceSession(model)
+    return np.concatenate([session.run(None, {"image": image[None]})[0] for image in images])
+
+
+@pinned
+def test_efficientnet_names_what_it_did_before_and_every_byte_is_that_of_exact_integers(
+    artifact: Artifact, model: Path
+) -> None:
+    images = photos()
+    with load(artifact.path) as session:
+        assert session.device.endswith("(no Ethos-U)")
+        found = np.concatenate([session.run({"image": image[None]})["logits"] for image in images])
+    assert np.array_equal(found.argmax(axis=1), logits(model, images).argmax(axis=1))
+    path = artifact.file("variants/ethos-u-u55-128/ports.json")
+    (port,) = msgspec.json.decode(path.read_bytes())["outputs"]
+    steps = np.rint(found / np.float32(port["scale"])).astype(np.int64) + port["zero_point"]
+    graph = load_graph(artifact)
+    for image, values in zip(images[:3], steps, strict=False):
+        assert np.array_equal(evaluate(graph, image[None])[0], values)
+
+
+@pinned
+def test_the_artifact_has_arms_program_and_its_estimates_marked_as_modelled(artifact: Artifact) -> None:
+    folder = "variants/ethos-u-u55-128"
+    assert b"ethos-u" in artifact.file(f"{folder}/model_vela.tflite").read_bytes()
+    with artifact.file(f"{folder}/vela_layers.csv").open(newline="") as file:
+        layers = list(csv.DictReader(file))
+    assert len(layers) >= 49
+    assert {layer["Target"] for layer in layers} == {"NPU"}
+    report = artifact.report()
+    (note,) = [note for note in report["notes"] if "cycles" in note]
+    assert note.startswith("modelled by Vela")
+    where = {row["op"]: (row["delegated"], row["fallback"]) for row in report["coverage"]}
+    assert where == {
+        "Add": (9, 0), "Conv": (49, 0), "Gemm": (1, 0), "GlobalAveragePool": (1, 0), "Reshape": (1, 0),
+        "QuantizeLinear": (0, 1), "DequantizeLinear": (0, 1),
+    }  # fmt: skip
+    assert artifact.manifest.producer["ethos-u-vela"] == vela.version()
+
+
+@pytest.mark.full
+@pinned
+def test_on_all_pictures_the_answer_changes_only_where_the_source_is_not_sure(artifact: Artifact, model: Path) -> None:
+    images = photos(all_names())
+    expected = logits(model, images)
+    with load(artifact.path) as session:
+        found = np.concatenate([session.run({"image": image[None]})["logits"] for image in images])
+    odds = np.exp(expected - expected.max(axis=1, keepdims=True))
+    second, first = np.sort(odds / odds.sum(axis=1, keepdims=True), axis=1).T[-2:]
+    sure = first - second > TOLERANCES["margin"]["top1"]
+    assert sure.sum() > len(images) / 2
+    assert np.array_equal(found[sure].argmax(axis=1), expected[sure].argmax(axis=1))
+
+
+def save(path: Path, nodes: list[onnx.NodeProto], shape: list, weights: dict[str, np.ndarray]) -> Source:
+    """A graph from ``x`` to ``y``."""
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    inferred = onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
+    onnx.save(inferred, path)
+    return Source(path, "onnx", path.stem)
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(0, 0.3, shape).astype(np.float32)
+
+
+def branches(folder: Path) -> Source:
+    """What efficientnet lacks: strides that leave rows over, pooling, branches, tables, products."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="stem", strides=[2, 2]),
+        helper.make_node("HardSwish", ["a"], ["b"], name="swish"),
+        helper.make_node("MaxPool", ["b"], ["c"], name="max", kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1]),
+        helper.make_node("AveragePool", ["b"], ["d"], name="average", kernel_shape=[1, 1]),
+        helper.make_node("Concat", ["c", "d"], ["e"], name="join", axis=1),
+        helper.make_node("Sigmoid", ["e"], ["f"], name="gate"),
+        helper.make_node("Mul", ["e", "f"], ["g"], name="gated"),
+        helper.make_node("Sub", ["g", "bias"], ["h"], name="shift"),
+        helper.make_node("Transpose", ["h"], ["i"], name="turn", perm=[0, 2, 3, 1]),
+        helper.make_node("Reshape", ["i", "rows"], ["j"], name="flat"),
+        helper.make_node("MatMul", ["j", "m"], ["y"], name="product"),
+    ]
+    weights = {"w": random(8, 3, 3, 3), "bias": random(1, 16, 1, 1), "m": random(16, 5), "rows": np.array([1, 49, 16])}
+    return save(folder / "branches.onnx", nodes, [1, 3, 16, 16], weights)
+
+
+def sample(folder: Path, *shape: int) -> Path:
+    np.savez(folder / "x.npz", x=random(4, *shape))
+    return folder / "x.npz"
+
+
+@pytest.mark.parametrize("variant", ["u55-32", "u65-512", "u85-2048"])
+def test_branches_pools_and_tables_come_near_the_graph_they_stand_for(variant: str, tmp_path: Path) -> None:
+    data = sample(tmp_path, 3, 16, 16)
+    out = tmp_path / "m.aicc"
+    compile_model(branches(tmp_path), f"ethos-u:{variant}", out, calibration=data)
+    image = random(4, 3, 16, 16)[:1]
+    (expected,) = onnxruntime.InferenceSession(tmp_path / "branches.onnx").run(None, {"x": image})
+    with load(out) as session:
+        found = session.run({"x": image})["y"]
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() < 0.05 * np.abs(expected).max()
+
+
+def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
+    data, source = sample(tmp_path, 3, 16, 16), branches(tmp_path)
+    for name in ("one", "two"):
+        compile_model(source, "ethos-u:u55-128", tmp_path / f"{name}.aicc", calibration=data)
+    one, two = (Artifact.open(tmp_path / f"{name}.aicc").manifest.files for name in ("one", "two"))
+    assert one == two
+
+
+def test_what_the_chip_cannot_run_is_refused_by_node_with_a_remedy(tmp_path: Path) -> None:
+    data, out = sample(tmp_path, 4), tmp_path / "m.aicc"
+    soft = save(tmp_path / "soft.onnx", [helper.make_node("Softmax", ["x"], ["y"], name="last")], [1, 4], {})
+    gate = [helper.make_node("Sigmoid", ["x"], ["y"], name="gate")]
+    free, fixed = save(tmp_path / "n.onnx", gate, ["n", 4], {}), save(tmp_path / "g.onnx", gate, [1, 4], {})
+    with pytest.raises(UnsupportedError, match=r"Softmax \(last\).*Cut the graph"):
+        compile_model(soft, "ethos-u:u55-128", out, calibration=data)
+    pool = helper.make_node("AveragePool", ["x"], ["y"], name="pool", kernel_shape=[2, 2], auto_pad="SAME_UPPER")
+    padded = save(tmp_path / "p.onnx", [pool], [1, 3, 5, 5], {})
+    np.savez(tmp_path / "images.npz", x=random(4, 3, 5, 5))
+    with pytest.raises(UnsupportedError, match=r"AveragePool \(pool\): auto_pad"):
+        compile_model(padded, "ethos-u:u55-128", out, calibration=tmp_path / "images.npz")
+    with pytest.raises(UnsupportedError, match="needs fixed sizes, and x"):
+        compile_model(free, "ethos-u:u55-128", out, calibration=data)
+    with pytest.raises(UsageError, match="--calibrate"):
+        compile_model(fixed, "ethos-u:u55-128", out)
+    assert not (tmp_path / "m.aicc").exists()
+
+
+def test_a_program_too_large_for_the_memory_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="wide", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["a", "a"], ["b"], name="twice"),
+        helper.make_node("Conv", ["b", "v"], ["c"], name="mixed", pads=[8, 8, 8, 8], dilations=[8, 8]),
+        helper.make_node("Add", ["a", "c"], ["y"], name="sum"),
+    ]
+    source = save(
+        tmp_path / "large.onnx", nodes, [1, 3, 640, 640], {"w": random(32, 3, 3, 3), "v": random(32, 32, 3, 3)}
+    )
+    np.savez(tmp_path / "x.npz", x=random(1, 3, 640, 640))
+    with pytest.raises(ResourceError, match=r"needs [\d,]+ bytes of SRAM .* has 4,194,304"):
+        compile_model(source, "ethos-u:u55-128", tmp_path / "m.aicc", calibration=tmp_path / "x.npz")
+
+
+def test_a_damaged_program_and_one_from_newer_tools_are_refused(tmp_path: Path) -> None:
+    gate = save(tmp_path / "g.onnx", [helper.make_node("Sigmoid", ["x"], ["y"], name="gate")], [1, 4], {})
+    compile_model(gate, "ethos-u:u85-256", tmp_path / "m.aicc", calibration=sample(tmp_path, 4))
+    artifact = Artifact.open(tmp_path / "m.aicc")
+    (variant,) = artifact.manifest.variants
+    newer = msgspec.structs.replace(variant, requires={"tosa-tools": "2999.1.0"})
+    assert EthosUProvider().compatibility(newer).fit is Fit.RECOMPILE
+    with load(artifact.path) as session:
+        artifact.file("variants/ethos-u-u85-256/model.tosa").write_bytes(b"TOSA" * 9)
+        with pytest.raises(IntegrityError, match=r"model\.tosa.*Compile the model again"):
+            session.run({"x": np.zeros((1, 4), np.float32)})
+
+
+def test_every_variant_is_one_that_vela_knows() -> None:
+    command = [sys.executable, "-P", "-m", "ethosu.vela", "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    targets = [target for target in all_targets().values() if target.family == "ethos-u"]
+    assert {f"ethos-{target.variant}" for target in targets} == set(re.findall(r"ethos-u\d+-\d+(?=[,}])", text))
+    assert find_target("ethos-u").variant == "u55-128"
