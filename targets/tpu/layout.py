@@ -27,7 +27,7 @@ class Program(msgspec.Struct, frozen=True):
         tokens: New tokens of a step of a decoder; 0 for models of tensors.
         weights: Its first arguments.
         inputs: The arguments after them.
-        outputs: Its results.
+        outputs: Names of its results.
         analysis: The compiler's own figures, bytes unless the name says otherwise; estimates, nothing measured.
     """
 
@@ -35,7 +35,7 @@ class Program(msgspec.Struct, frozen=True):
     tokens: int
     weights: tuple[Stored, ...]
     inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
     analysis: dict[str, int]
 
 

@@ -100,7 +100,7 @@ def _load(program: Program, path: Path, placed: Mapping[Any, Any], device: Any) 
         with jax.enable_x64(True):
             given = [jax.device_put(inputs[spec.name], device) for spec in program.inputs]
             results = executable.execute([*weights, *given])
-        return {spec.name: np.asarray(result) for spec, result in zip(program.outputs, results, strict=True)}
+        return {name: np.asarray(result) for name, result in zip(program.outputs, results, strict=True)}
 
     return evaluate
 

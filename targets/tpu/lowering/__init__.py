@@ -16,7 +16,6 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from aicc.compiler.coverage import full_coverage, refuse_operators, weight_bytes_per_token
-from aicc.compiler.facts import graph_signatures
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.legalise import legalise
 from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
@@ -24,6 +23,7 @@ from aicc.compiler.passes.explicit_cache import specialise_decoder
 from aicc.compiler.quantization.blockwise import match_blockwise
 from aicc.compiler.report import PassRecord
 from aicc.compiler.weights import tensor_bytes
+from aicc.runtime.artifact import TensorSpec
 from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError
 from aicc.runtime.target import Target
 from aicc.targets.tpu.layout import LAYOUT_FILE, TOPOLOGIES, Layout, Program, Stored
@@ -65,15 +65,16 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     exact = not any(match_blockwise(node.outputs[0]) for node in imported.graph.graph)
     programs, passes = [], []
     for name, tokens, model in _graphs(imported):
+        outputs = tuple(str(value.name) for value in model.graph.outputs)  # simplifying may give two of them one value
         passes += legalise(model, msgspec.structs.replace(target, shapes="dynamic"))
         started = time.perf_counter()
         exported = _export(model, exact)
         Path(directory, f"{name}.stablehlo").write_bytes(exported.mlir_module_serialized)
         compiled = _compile(exported, target)
         Path(directory, f"{name}.bin").write_bytes(compiled.runtime_executable().serialize())
-        signature = graph_signatures(model)["default"]
+        inputs = tuple(TensorSpec(str(v.name), v.dtype.numpy().name, tuple(v.shape)) for v in model.graph.inputs)
         stored = tuple(_store(value, weights) for value in large_constants(model))
-        program = Program(name, tokens, stored, signature.inputs, signature.outputs, _analysis(compiled))
+        program = Program(name, tokens, stored, inputs, outputs, _analysis(compiled))
         programs.append(program)
         imported.notes.append(_note(target, program))
         nodes = sum(1 for _ in model.graph)
