@@ -49,8 +49,9 @@ def _spec(value: ir.Value) -> TensorSpec:
         )
     shape = []
     for axis, dim in enumerate(value.shape):
-        known = isinstance(dim, int) and dim >= 0  # some exporters write -1 for a size they do not know
-        shape.append(dim if known else str(getattr(dim, "value", None) or f"{value.name}.{axis}"))
+        known = isinstance(dim, int) and dim >= 0  # some exporters write -1 or ? for a size they do not know
+        symbol = str(getattr(dim, "value", None) or "?")
+        shape.append(dim if known else f"{value.name}.{axis}" if symbol == "?" else symbol)
     return TensorSpec(value.name, name, tuple(shape))
 
 
