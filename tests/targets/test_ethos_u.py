@@ -17,12 +17,13 @@ from integer_graph import evaluate
 from onnx import TensorProto, helper, numpy_helper
 from tolerances import TOLERANCES
 
+from aicc.compiler.check import check_model
 from aicc.compiler.graph_file import load_graph
 from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
 from aicc.runtime import load
 from aicc.runtime.artifact import Artifact
-from aicc.runtime.errors import IntegrityError, ResourceError, UnsupportedError, UsageError
+from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UnsupportedError, UsageError
 from aicc.runtime.provider import Fit
 from aicc.runtime.target import all_targets, find_target
 from aicc.targets.ethos_u.lowering import vela
@@ -68,6 +69,11 @@ def test_efficientnet_names_what_it_did_before_and_every_byte_is_that_of_exact_i
     graph = load_graph(artifact)
     for image, values in zip(images[:3], steps, strict=False):
         assert np.array_equal(evaluate(graph, image[None])[0], values)
+
+
+@pinned
+def test_a_check_finds_nothing_to_refuse_in_what_compiles(model: Path) -> None:
+    assert check_model(Source(model, "onnx", "lite0"), find_target("ethos-u")).supported
 
 
 @pinned
@@ -170,19 +176,29 @@ def test_what_the_chip_cannot_run_is_refused_by_node_with_a_remedy(tmp_path: Pat
     data, out = sample(tmp_path, 4), tmp_path / "m.aicc"
     soft = save(tmp_path / "soft.onnx", [helper.make_node("Softmax", ["x"], ["y"], name="last")], [1, 4], {})
     gate = [helper.make_node("Sigmoid", ["x"], ["y"], name="gate")]
-    free, fixed = save(tmp_path / "n.onnx", gate, ["n", 4], {}), save(tmp_path / "g.onnx", gate, [1, 4], {})
+    free, fixed = save(tmp_path / "n.onnx", gate, [1, "k"], {}), save(tmp_path / "g.onnx", gate, [1, 4], {})
     with pytest.raises(UnsupportedError, match=r"Softmax \(last\).*Cut the graph"):
         compile_model(soft, "ethos-u:u55-128", out, calibration=data)
+    assert [refusal.node for refusal in check_model(soft, find_target("ethos-u")).refused] == ["last"]
     pool = helper.make_node("AveragePool", ["x"], ["y"], name="pool", kernel_shape=[2, 2], auto_pad="SAME_UPPER")
     padded = save(tmp_path / "p.onnx", [pool], [1, 3, 5, 5], {})
     np.savez(tmp_path / "images.npz", x=random(4, 3, 5, 5))
     with pytest.raises(UnsupportedError, match=r"AveragePool \(pool\): auto_pad"):
         compile_model(padded, "ethos-u:u55-128", out, calibration=tmp_path / "images.npz")
-    with pytest.raises(UnsupportedError, match="needs fixed sizes, and x"):
+    with pytest.raises(UsageError, match="--size k=N"):
         compile_model(free, "ethos-u:u55-128", out, calibration=data)
     with pytest.raises(UsageError, match="--calibrate"):
         compile_model(fixed, "ethos-u:u55-128", out)
     assert not (tmp_path / "m.aicc").exists()
+
+
+def test_without_the_tools_a_compile_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("aicc.targets.ethos_u.lowering")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tosa_serializer", None)
+    gate = save(tmp_path / "g.onnx", [helper.make_node("Sigmoid", ["x"], ["y"], name="gate")], [1, 4], {})
+    with pytest.raises(MismatchError, match="pip install --no-deps tosa-tools"):
+        compile_model(gate, "ethos-u:u55-128", tmp_path / "m.aicc", calibration=sample(tmp_path, 4))
 
 
 def test_a_program_too_large_for_the_memory_is_refused_with_both_sizes(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import msgspec
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from aicc.compiler.coverage import refuse_operators
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
+from aicc.compiler.passes.static_shapes import StaticShapes
 from aicc.compiler.report import OpCoverage
 from aicc.runtime.errors import MismatchError, UnsupportedError
 from aicc.runtime.target import Target
@@ -35,10 +35,16 @@ try:
     from aicc.targets.ethos_u.lowering.operators import OPERATORS, Node, Refused, Tensor, array, unsupported
     from aicc.targets.ethos_u.lowering.program import Program
 except ModuleNotFoundError as _missing:
+    if _missing.name != "tosa_serializer":
+        raise
     raise MismatchError("compiling for Ethos-U needs tosa-tools.", INSTALL) from _missing
 from aicc.targets.ethos_u.lowering.vela import compile_program, version
 
-_STEPS = ("QuantizeLinear", "DequantizeLinear")
+# What calibration folds into constants and convolutions, where it can.
+_FOLDED = {
+    "BatchNormalization", "Cast", "Constant", "ConstantOfShape", "DequantizeLinear", "Gather", "Identity", "Pad",
+    "QuantizeLinear", "Shape", "Slice",
+}  # fmt: skip
 
 
 def lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
@@ -50,7 +56,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     """
     refuse_operators(imported.graph, target)
     model = imported.graph.clone()
-    ShapeInferencePass()(model)
+    StaticShapes({})(model)
     program, ports, names = _translate(model, target)
     (directory / PROGRAM_FILE).write_bytes(program.serialize())
     (directory / PORTS_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(ports)))
@@ -78,11 +84,10 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
 
 def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
     """Nodes without a form on the chip, as far as a graph that is not calibrated yet tells."""
-    known = {*OPERATORS, *_STEPS, "Constant", "Identity"}
     return [
         Refusal(node.name or str(node.outputs[0].name), node.op_type, "it has no TOSA form here")
         for node in imported.graph.graph.all_nodes()
-        if node.op_type not in known
+        if node.op_type not in OPERATORS.keys() | _FOLDED
     ]
 
 
@@ -131,11 +136,6 @@ def _translate(model: ir.Model, target: Target) -> tuple[Program, Ports, Counter
 def _quantised(quantize: ir.Node, target: Target) -> Tensor:
     """The tensor a ``QuantizeLinear`` makes, named as what it quantises."""
     source = quantize.inputs[0]
-    if source.shape is None or not all(isinstance(size, int) and size > 0 for size in source.shape):
-        raise UnsupportedError(
-            f"{target.name} needs fixed sizes, and {source.name} has the shape {source.shape}.",
-            "Export the model with a batch of 1 and fixed sizes.",
-        )
     shape = tuple(int(size) for size in source.shape)
     if len(shape) == 4 and shape[0] != 1:
         raise UnsupportedError(
