@@ -147,6 +147,17 @@ def test_a_model_that_is_never_right_is_soon_asked_less_and_still_now_and_then(m
     assert len(drafts.run.executable.steps) == 200
 
 
+def test_of_right_drafts_that_the_target_had_no_room_for_the_rest_is_drafted_again(make_decoder, alone):
+    drafts = Drafts(make_decoder(), make_decoder())
+    request = drafts.run.submit([5, 17, 200])
+    expected = alone([5, 17, 200])
+    assert drafts.drafter.propose({request: 4})[request] == expected[:4]
+    request.tokens[request.length] = expected[0]
+    request.length += 1
+    assert drafts.drafter.propose({request: 4})[request] == expected[1:5]
+    assert drafts.executable.steps[4] == [(3, 1)]
+
+
 def test_a_failing_draft_model_ends_the_requests_of_the_step_and_the_next_go_on(make_decoder, alone):
     drafts = Drafts(make_decoder(), make_decoder())
 
