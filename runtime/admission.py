@@ -45,8 +45,8 @@ class Admission:
                     continue
             if not self._has_room(request, len(running)):
                 return
+            running.append(request)  # first: an interruption may leave it in both, and never in neither
             waiting.remove(request)
-            running.append(request)
             coming.update(self._next_key(request, request.length))
 
     def _has_room(self, request: Request, running: int) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Self, TypedDict
 
 import msgspec
@@ -190,8 +191,12 @@ class Sampler:
         self._penalises = (
             params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
         )
-        seed = params.seed if params.seed is None else int(params.seed) % 2**64
-        self._random = np.random.Generator(np.random.Philox(seed))
+
+    @cached_property
+    def _random(self) -> np.random.Generator:
+        """Made when a token is first drawn: numpy loads what is random as late, and who decodes greedily needs none."""
+        seed = self._params.seed
+        return np.random.Generator(np.random.Philox(seed if seed is None else int(seed) % 2**64))
 
     def sample(
         self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None, best: int | None = None

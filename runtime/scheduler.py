@@ -122,11 +122,12 @@ class Scheduler:
     def _make_room(self, request: Request) -> bool:
         """Give a decoding request a page if it needs one, evicting the youngest until one is free."""
         while request.pages and self.allocator.missing(request.pages, request.length) > self.allocator.free:
-            youngest = self.running.pop()
+            youngest = self.running[-1]
+            self.waiting.appendleft(youngest)  # first: an interruption may leave it in both, and never in neither
+            self.running.pop()
             self._release(youngest)
             youngest.cached = 0
             self.counters.preemptions += 1
-            self.waiting.appendleft(youngest)
         if not request.pages:  # evicted, for an older request or because it was the youngest
             return False
         self.allocator.grow(request.pages, request.length)
