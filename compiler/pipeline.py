@@ -298,7 +298,8 @@ def _not_measurable(staged: Artifact, imported: ImportedModel, target: Target) -
         if needed > memory().available:
             return f"the source at float32 needs about {needed:,} bytes of memory, more than are available"
     compatibility = load_object(target.provider)().compatibility(find_variant(staged, None))
-    return compatibility.reason if compatibility.fit in (Fit.UNSUPPORTED, Fit.RECOMPILE) else ""
+    emulated = target.evidence == "emulated" and compatibility.fit is Fit.USABLE  # too slow for thousands of tokens
+    return compatibility.reason if emulated or compatibility.fit in (Fit.UNSUPPORTED, Fit.RECOMPILE) else ""
 
 
 def _dump(model: ir.Model, folder: Path, index: int, phase: str) -> None:

@@ -1,0 +1,83 @@
+"""The run-time half: context binaries on the HTP, or in its emulator on x86-64."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from aicc.runtime.errors import MismatchError
+from aicc.runtime.provider import Array, Compatibility, Device, Executable, Fit, LoadOptions
+from aicc.targets.hexagon.session import PACKAGE, installed, open_session
+from aicc.targets.portable import Evaluate, GraphExecutable
+from aicc.targets.static_decoder import StaticDecoder
+
+if TYPE_CHECKING:
+    from aicc.runtime.artifact import Artifact, Variant
+
+
+class HexagonProvider:
+    """Runs context binaries with onnxruntime and Qualcomm's libraries."""
+
+    def devices(self) -> list[Device]:
+        """The HTP of this machine, or its emulator."""
+        return [Device("HTP", _device(installed()))]
+
+    def compatibility(self, variant: Variant) -> Compatibility:
+        """Whether the libraries are those it was compiled with, and whether there is a chip."""
+        made, here = variant.requires.get(PACKAGE, ""), installed()
+        if made != here:
+            return Compatibility(
+                Fit.RECOMPILE, f"it was compiled with {PACKAGE} {made}, and {here} is installed; compile it again."
+            )
+        if _emulated():
+            return Compatibility(Fit.USABLE, "there is no HTP here: Qualcomm's emulator runs it, very slowly.")
+        return Compatibility(Fit.OPTIMAL)
+
+    def load(self, artifact: Artifact, variant: Variant, options: LoadOptions) -> Executable:
+        """Give each context binary to the chip.
+
+        Raises:
+            MismatchError: The chip or its libraries do not take one.
+        """
+        manifest, htp = artifact.manifest, variant.requires.get("htp", "")
+        device = _device(installed(), htp)
+        evaluators = {name: _evaluator(artifact, variant, name, htp) for name in variant.files}
+        if manifest.llm is None:
+            return GraphExecutable(*evaluators.values(), manifest.signatures, device)
+        context = int(variant.options["context"])
+        return StaticDecoder(
+            {int(name.removesuffix(".onnx")): evaluate for name, evaluate in evaluators.items()},
+            variant.options["biases"].split(","),
+            context,
+            manifest.signatures,
+            device,
+            options.kv_tokens or context,
+        )
+
+
+def _evaluator(artifact: Artifact, variant: Variant, name: str, htp: str) -> Evaluate:
+    path = artifact.file(f"{variant.directory}/{name}")
+    try:
+        session = open_session(path, htp)
+    except Exception as error:  # onnxruntime's classes have no common base of their own
+        reason = (str(error).splitlines() or [""])[0]
+        raise MismatchError(
+            f"the HTP does not take {path}: {reason}",
+            "Check the artifact (`aicc inspect --verify`), or compile it again for the chip of this machine.",
+        ) from error
+    names = [output.name for output in session.get_outputs()]
+
+    def evaluate(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    return evaluate
+
+
+def _emulated() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _device(version: str, htp: str = "") -> str:
+    name = f"Hexagon HTP{f' v{htp}' if htp else ''}"
+    return f"{name} in the x86 emulator of {PACKAGE} {version}" if _emulated() else f"{name} ({PACKAGE} {version})"

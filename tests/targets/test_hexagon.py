@@ -1,0 +1,217 @@
+"""Qualcomm's HTP in the emulator of its own package: models compiled with no fallback, against their source."""
+
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from sentences import SENTENCES, mean_pooled
+from tokenizers import Tokenizer
+from tolerances import TOLERANCES, assert_within, cosine
+
+from aicc.compiler.importers import Source
+from aicc.compiler.pipeline import compile_model
+from aicc.compiler.sources import resolve
+from aicc.runtime import Artifact, load
+from aicc.runtime.errors import IntegrityError, MismatchError, UnsupportedError, UsageError
+from aicc.runtime.provider import Fit
+from aicc.runtime.target import find_target
+from aicc.targets.hexagon.provider import HexagonProvider
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
+from miniatures import make_decoder
+
+pytest.importorskip("onnxruntime_qnn", reason="the extra `hexagon` is not installed")
+HTP = find_target("hexagon:htp75")
+Inputs = dict[str, NDArray[np.int64]]
+
+
+def _tokens(texts: list[str], length: int) -> Inputs:
+    tokenizer = Tokenizer.from_file(str(resolve("minilm-l6").path / "tokenizer.json"))
+    tokenizer.enable_padding(length=length)
+    tokenizer.enable_truncation(length)
+    encoded = tokenizer.encode_batch(texts)
+    return {
+        "input_ids": np.array([e.ids for e in encoded]),
+        "attention_mask": np.array([e.attention_mask for e in encoded]),
+        "token_type_ids": np.array([e.type_ids for e in encoded]),
+    }
+
+
+def _states(path: Path, tokens: Inputs, device: str | None = None) -> NDArray[np.float32]:
+    """The last hidden states of sentences, one at a time."""
+    with load(path, device=device) as session:
+        rows = [
+            session.run({name: array[i : i + 1] for name, array in tokens.items()})
+            for i in range(len(tokens["input_ids"]))
+        ]
+    return np.concatenate([row["last_hidden_state"] for row in rows])
+
+
+def _embedding_cosine(path: Path, tokens: Inputs, reference: Path, device: str | None = None) -> float:
+    mask = tokens["attention_mask"]
+    found, expected = (mean_pooled(_states(*each), mask) for each in ((path, tokens, device), (reference, tokens)))
+    return cosine(found, expected)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reference") / "minilm.aicc"
+    compile_model("minilm-l6", "reference:cpu", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("hexagon") / "minilm.aicc"
+    report = compile_model("minilm-l6", "hexagon:htp75,hexagon:htp81", path, sizes={"sequence_len": 16})
+    assert sum(row.fallback for row in report.coverage) == 0
+    return path
+
+
+def test_embeddings_point_where_the_sources_do(minilm: Path, reference: Path) -> None:
+    tokens = _tokens(list(SENTENCES[:3]), 16)
+    for device in ("hexagon:htp75", "hexagon:htp81"):
+        assert _embedding_cosine(minilm, tokens, reference, device) >= TOLERANCES["cosine"]["embeddings_hexagon"]
+
+
+@pytest.mark.full
+def test_fifty_sentences_point_where_the_sources_do_on_two_generations(reference: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "compiler/data/heldout.txt").read_text()
+    lines = [s.strip() + "." for s in text.replace("\n", " ").split(".") if 20 < len(s) < 110]
+    path = tmp_path / "m.aicc"
+    compile_model("minilm-l6", "hexagon:htp75,hexagon:htp81", path, sizes={"sequence_len": 32})
+    tokens = _tokens(lines[:50], 32)
+    for device in ("hexagon:htp75", "hexagon:htp81"):
+        found = _embedding_cosine(path, tokens, reference, device)
+        print(f"{device}: smallest cosine {found:.5f}")
+        assert found >= TOLERANCES["cosine"]["embeddings_hexagon"]
+
+
+def _picture(*shape: int) -> NDArray[np.float32]:
+    y, x = np.mgrid[0 : shape[-2], 0 : shape[-1]]
+    base = np.sin(x / 7) + np.cos(y / 5) + ((x // 16 + y // 16) % 2)
+    return np.broadcast_to((base / 3).astype(np.float32), shape).copy()
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes", "shape"),
+    [
+        ("rapidocr-cls", {"x.2": 48, "x.3": 96}, (1, 3, 48, 96)),
+        pytest.param(
+            "rapidocr-det",
+            {"p2o.DynamicDimension.1": 96, "p2o.DynamicDimension.2": 160},
+            (1, 3, 96, 160),
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
+            "rapidocr-rec", {"x.2": 48, "p2o.DynamicDimension.1": 160}, (1, 3, 48, 160), marks=pytest.mark.full
+        ),
+    ],
+)
+def test_a_vision_model_gives_the_probabilities_of_its_source(
+    model: str, sizes: dict[str, int], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    compile_model(model, HTP, tmp_path / "m.aicc", sizes=sizes)
+    source = onnxruntime.InferenceSession(resolve(model).path)
+    (expected,) = source.run(None, {"x": _picture(*shape)})
+    with load(tmp_path / "m.aicc") as session:
+        (found,) = session.run({"x": _picture(*shape)}).values()
+    print(f"{model}: largest difference of a probability {np.abs(found - expected).max():.5f}")
+    assert_within("half", found, expected)
+
+
+def test_a_decoder_computes_what_transformers_computes_in_chunks_and_single_tokens(tmp_path: Path) -> None:
+    source = make_decoder("qwen3")
+    source.save_pretrained(tmp_path)
+    ids = torch.randint(3, 211, (1, 11), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = source(ids).logits.numpy()[0]
+    sizes = {"context": 16}
+    report = compile_model(Source(tmp_path, "huggingface", "m"), HTP, tmp_path / "m.aicc", quant="fp32", sizes=sizes)
+    assert "quality was not measured: there is no HTP here" in " ".join(report.notes) or "no tokenizer" in str(
+        report.notes
+    )
+    with load(tmp_path / "m.aicc") as model:
+        assert "emulator" in model.device
+        assert_within("half", model.logits(ids[0].tolist()), expected)
+
+
+@pytest.mark.full
+def test_smollm2_is_compiled_whole_and_computes_its_step(tmp_path: Path) -> None:
+    """Prefill and decode graphs of all 30 layers; a decoded token beside float32."""
+    compile_model("smollm2-135m", HTP, tmp_path / "m.aicc", sizes={"context": 64})
+    compile_model("smollm2-135m", "reference:cpu", tmp_path / "r.aicc", quant="fp32", measure=False)
+    tokens = [504, 3575, 282, 4649, 314]  # The capital of France is
+    with load(tmp_path / "m.aicc") as model, load(tmp_path / "r.aicc", kv_tokens=64) as source:
+        found, expected = (torch.tensor(m.logits(tokens)).log_softmax(-1) for m in (model, source))
+    divergence = (expected.exp() * (expected - found)).sum(-1)
+    print(f"KL {divergence.mean():.5f} nats a token, largest {divergence.max():.5f}")
+    assert divergence.mean() < 0.05
+    assert (found.argmax(-1) == expected.argmax(-1)).float().mean() >= 0.8
+
+
+def _model(folder: Path, *operators: str) -> Source:
+    """A chain of operators on a matrix, each node with its operator's name."""
+    nodes = [helper.make_node(op, [f"v{i}"], [f"v{i + 1}"], name=f"my_{op}") for i, op in enumerate(operators)]
+    ports = [helper.make_tensor_value_info(f"v{i}", TensorProto.FLOAT, [8, 16]) for i in (0, len(operators))]
+    opset = [helper.make_opsetid("", 21)]
+    model = helper.make_model(helper.make_graph(nodes, "g", ports[:1], ports[1:]), opset_imports=opset, ir_version=10)
+    onnx.save(model, folder / "m.onnx")
+    return Source(folder / "m.onnx", "onnx", "m")
+
+
+def test_what_the_chip_cannot_run_is_named_with_what_a_cut_would_cost(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError) as refused:
+        compile_model(_model(tmp_path, "Relu", "Atanh", "Sigmoid"), HTP, tmp_path / "m.aicc")
+    assert "Atanh (my_Atanh)" in refused.value.message
+    assert "2 piece(s), with 1,024 bytes" in refused.value.message
+    assert not (tmp_path / "m.aicc").exists()
+
+
+def test_a_size_the_model_leaves_open_has_to_be_given(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"x\.2, x\.3") as refused:
+        compile_model("rapidocr-cls", HTP, tmp_path / "m.aicc")
+    assert "--size x.2=N" in refused.value.remedy
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    compile_model(_model(folder, "Relu", "Sigmoid"), HTP, folder / "m.aicc")
+    return folder / "m.aicc"
+
+
+def test_a_binary_of_another_version_is_to_be_compiled_again(small: Path) -> None:
+    variant = Artifact.open(small).variant("hexagon:htp75")
+    provider = HexagonProvider()
+    assert provider.compatibility(variant).fit is Fit.USABLE
+    other = msgspec.structs.replace(variant, requires=variant.requires | {"onnxruntime-qnn": "2.6.0"})
+    assert provider.compatibility(other).fit is Fit.RECOMPILE
+    assert "2.6.0" in provider.compatibility(other).reason
+
+
+@pytest.mark.parametrize("change", ["cut", "replaced"])
+def test_a_damaged_binary_is_refused_in_words(change: str, small: Path, tmp_path: Path) -> None:
+    artifact = Artifact.open(small)
+    (path,) = (artifact.path / "variants").rglob("*.onnx")
+    before = path.read_bytes()
+    damaged = before[: len(before) // 2] if change == "cut" else bytes(len(before))
+    try:
+        path.write_bytes(damaged)
+        with pytest.raises((IntegrityError, MismatchError)):
+            load(small)
+    finally:
+        path.write_bytes(before)
+
+
+def test_the_same_model_gives_the_same_bytes(small: Path, tmp_path: Path) -> None:
+    compile_model(_model(tmp_path, "Relu", "Sigmoid"), HTP, tmp_path / "m.aicc")
+    one, other = (Artifact.open(path).manifest.files for path in (small, tmp_path / "m.aicc"))
+    assert [f.sha256 for f in one] == [f.sha256 for f in other]
