@@ -1,7 +1,8 @@
 """Which format each weight gets: the ``quantize`` phase.
 
 ``auto`` keeps a quantised source exactly as published wherever the target multiplies with that
-format, and stores other decoder weights as int8 by row; tensor models are left as they are.
+format, and stores other decoder weights as int8 by row; tensor models are left as they are, and
+so are the floats of targets that multiply with nothing else.
 ``int4`` and ``int8`` ask for at most that many bits (a source that is already there is kept,
 unless a group size is asked for too); embeddings and output projections never go below 8 bits,
 where small models lose most. ``fp16`` and ``fp32`` undo quantisation.
@@ -63,8 +64,9 @@ def quantize(imported: ImportedModel, target: Target, quant: Quant, group_size: 
     bits = {"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}.get(quant)
     if bits and not any(f.bits == bits for f in target.weight_formats):
         raise UsageError(f"{target.name} has no {quant} weights.", "See `aicc targets --json` for its formats.")
-    if quant == "auto" and {f.bits for f in target.weight_formats} == {16}:
-        quant = "fp16"
+    widths = {f.bits for f in target.weight_formats}
+    if quant == "auto" and min(widths) >= 16:
+        quant = "fp32" if 32 in widths else "fp16"
     described: Counter[str] = Counter()
     for use in find_weights(imported.graph):
         described[_convert(imported, use, target, quant, group_size)] += 1
