@@ -66,10 +66,6 @@ def _graphs(imported: ImportedModel, target: Target) -> tuple[dict[str, ir.Model
     if imported.llm is None:
         model = imported.graph.clone()
         return {"model": model}, [run_pass("static shapes", StaticShapes({}), model), *legalise(model, target)]
-    if any(node.op_type == "QuantizeLinear" for node in imported.graph.graph):
-        raise UnsupportedError(
-            f"{target.name} has no calibrated decoders yet.", "Leave --calibrate out: they compute in half precision."
-        )
     graphs, passes = {}, []
     context = imported.llm.context_length
     for tokens in dict.fromkeys((max(min(SEQUENCE, context // 2), 1), 1)):
