@@ -11,6 +11,7 @@ from aicc.runtime.machine import memory
 
 _EXPANSION = 8  # a 4-bit weight as a float32
 _REST_BYTES = 4 << 30  # for code, threads and intermediate tensors
+_LEAST_BYTES = 1 << 30  # of addresses, below which libraries end the process because they start no thread
 
 
 @contextmanager
@@ -32,7 +33,8 @@ def memory_bounded(weight_bytes: int) -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_AS)
     addressed = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     # Mapped weights take addresses of their own, and no memory that could not be given back.
-    limit = addressed + weight_bytes + min(memory().available, _EXPANSION * weight_bytes + _REST_BYTES)
+    there_is = max(memory().available, _LEAST_BYTES)
+    limit = addressed + weight_bytes + min(there_is, _EXPANSION * weight_bytes + _REST_BYTES)
     if any(0 <= other < limit for other in before):  # unlimited is negative
         yield
         return

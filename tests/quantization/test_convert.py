@@ -94,22 +94,25 @@ def test_quantising_what_was_quantised_changes_next_to_nothing(given_: tuple[np.
     assert (np.abs(_by_group(twice, group) - _by_group(once, group)) <= step * 0.6).all()
 
 
+@pytest.mark.parametrize(("shape", "expected"), [((64, 128), (1, 2)), ((2, 8), (1, 1))], ids=["large", "small"])
 @pytest.mark.parametrize(("bits", "parts"), [(8, ("values", "scales")), (4, ("values", "scales", "zero_points"))])
-def test_a_lazy_weight_is_read_once_for_each_writing(bits: int, parts: tuple[str, ...]) -> None:
+def test_a_lazy_weight_is_read_once_for_each_writing_and_a_small_one_kept(
+    bits: int, parts: tuple[str, ...], shape: tuple[int, int], expected: tuple[int, int]
+) -> None:
     reads = []
 
     def read() -> np.ndarray:
         reads.append(1)
-        return np.ones((2, 8), np.float32)
+        return np.ones(shape, np.float32)
 
-    tensors = lazy_quantized(read, (2, 8), bits, 4, "w")
+    tensors = lazy_quantized(read, shape, bits, 4, "w")
     assert not reads
-    for writing in (1, 2):
+    for so_often in expected:
         for part in parts:
             tensor = getattr(tensors, part)
             array = tensor.numpy()
             assert (array.shape, array.dtype) == (tuple(tensor.shape), tensor.dtype.numpy())
-        assert len(reads) == writing
+        assert len(reads) == so_often
 
 
 @pytest.mark.parametrize("bits", [4, 8])
