@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -275,6 +276,32 @@ def test_what_is_no_request_is_refused(small: Session) -> None:
     for says, error in asyncio.run(ask()).items():
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert says in error.details()
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        pytest.param(b"\x2a\x00", "1000 inputs", id="inputs"),
+        pytest.param(b"\x32\x00", "as many outputs", id="outputs"),
+        pytest.param(b"\x98\x06\x01", "has 450000 bytes of fields", id="unknown fields"),
+    ],
+)
+def test_a_message_of_very_many_parts_costs_no_python_object_for_each(small: Session, part: bytes, says: str) -> None:
+    message = part * (450_000 // len(part))
+
+    async def ask() -> tuple[Any, int]:
+        async with serving(small) as rpc:
+            await rpc.call("ServerReady")
+            tracemalloc.start()
+            try:
+                return await rpc.call("ModelInfer", message), tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+
+    error, peak = asyncio.run(ask())
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert says in error.details()
+    assert peak < 8 * len(message)
 
 
 VALID = [request.SerializeToString() for request in (typed(), raw())]
