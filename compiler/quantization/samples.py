@@ -12,7 +12,8 @@ import numpy as np
 from aicc.compiler.facts import graph_signatures
 from aicc.compiler.importers import ImportedModel
 from aicc.runtime.artifact import TensorSpec
-from aicc.runtime.errors import AiccError, UsageError
+from aicc.runtime.errors import AiccError, ResourceError, UsageError
+from aicc.runtime.machine import memory
 from aicc.runtime.provider import Array
 from aicc.runtime.session import check_inputs, what_it_takes
 from aicc.runtime.tokenizer import Tokenizer
@@ -37,6 +38,7 @@ def read_samples(path: Path, imported: ImportedModel) -> list[Sample]:
 
     Raises:
         UsageError: Nothing usable is there; the file and what is wrong in it are named.
+        ResourceError: The arrays of a file do not fit the memory.
     """
     specs = graph_signatures(imported.graph)["default"].inputs
     if not path.exists():
@@ -61,10 +63,23 @@ def read_samples(path: Path, imported: ImportedModel) -> list[Sample]:
 
 def _read_arrays(file: Path, specs: tuple[TensorSpec, ...]) -> list[Sample]:
     try:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > (available := memory().available):
+            raise ResourceError(
+                f"the arrays in {file} take {size:,} bytes, and {available:,} are free.", "Give fewer samples."
+            )
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except AiccError:
+        raise
+    except Exception as error:  # zipfile and numpy raise whatever a damaged file makes them trip over
         raise UsageError(f"{file} cannot be read: {error}.", _FORMS) from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that is none
+            raise UsageError(f"{file}: {name!r} is no array.", _FORMS)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UsageError(f"{file}: {name!r} has values that are infinite or no numbers.", "Leave those samples out.")
     takes = what_it_takes(specs)
     known = {spec.name: spec for spec in specs}
     if set(arrays) != set(known):

@@ -1,5 +1,8 @@
 """Calibrated static quantisation: real models in, graphs of integers with fixed scales out."""
 
+import io
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from aicc.compiler.quantization.samples import Sample, read_samples
 from aicc.compiler.quantization.static import calibrate
 from aicc.compiler.sources import resolve
 from aicc.runtime import load
-from aicc.runtime.errors import UnsupportedError, UsageError
+from aicc.runtime.errors import ResourceError, UnsupportedError, UsageError
 from aicc.runtime.target import find_target
 
 TEXT = """The library opened at nine, and by ten there was no free chair near the windows.
@@ -137,6 +140,25 @@ def saved(path: Path, **arrays: np.ndarray) -> Path:
     return path
 
 
+def written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def member(path: Path, data: bytes) -> Path:
+    """An archive of one member that says it is the array ``x``."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", data)
+    return path
+
+
+def header(shape: tuple[int, ...]) -> bytes:
+    """Of a float32 array."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(("shape", "count"), [((5, 4), 5), ((5, 1, 4), 5), ((3, 2, 4), 3)])
 def test_samples_stand_along_the_first_axis(
     shape: tuple[int, ...], count: int, affine: ImportedModel, tmp_path: Path
@@ -160,6 +182,8 @@ def test_calibration_data_that_does_not_fit_is_refused_with_what_the_model_takes
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("words")
     (tmp_path / "broken.npz").write_bytes(b"PK\x05\x06" + bytes(18))
+    good = saved(tmp_path / "good.npz", x=np.zeros((1, 4), np.float32)).read_bytes()
+    central = good.index(b"PK\x01\x02")
     cases = {
         tmp_path / "nothing.npz": "does not exist",
         tmp_path / "empty": "has no .npz file",
@@ -171,11 +195,31 @@ def test_calibration_data_that_does_not_fit_is_refused_with_what_the_model_takes
         saved(tmp_path / "shape.npz", x=np.zeros((1, 5), np.float32)): "x float32[n, 4]",
         saved(tmp_path / "none.npz", x=np.zeros((0, 4), np.float32)): "has no sample",
         saved(tmp_path / "object.npz", x=np.array([None, 1])): "cannot be read",
+        member(tmp_path / "words.npz", b"no array"): "'x' is no array",
+        member(tmp_path / "header.npz", b"\x93NUMPY\x01\x00\x05\x00((((\n"): "cannot be read",
+        member(tmp_path / "huge.npz", header((1 << 50, 4))): "cannot be read",
+        member(tmp_path / "cut.npz", header((9, 4)) + bytes(100)): "cannot be read",
+        written(tmp_path / "locked.npz", good[: central + 8] + b"\x01" + good[central + 9 :]): "cannot be read",
+        written(tmp_path / "method.npz", good[: central + 10] + b"\x4d" + good[central + 11 :]): "cannot be read",
+        saved(tmp_path / "nan.npz", x=np.array([[0, 1, np.nan, 2]], np.float32)): "'x' has values that are infinite",
     }
     for path, message in cases.items():
         with pytest.raises(UsageError) as caught:
             read_samples(path, affine)
         assert message in str(caught.value), path
+
+
+def test_arrays_that_take_more_memory_than_there_is_are_not_unpacked(affine: ImportedModel, tmp_path: Path) -> None:
+    path = member(tmp_path / "bomb.npz", header((1 << 45, 4)) + bytes(1000))
+    data, unpacked = bytearray(path.read_bytes()), struct.pack("<I", (1 << 32) - 2)
+    at = data.index(b"PK\x01\x02")
+    entry = data[at : data.index(b"PK\x05\x06")]
+    entry[24:28] = unpacked
+    count = 1 << 14  # of such members, 64 TiB in all
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, count, count, len(entry) * count, at, 0)
+    path.write_bytes(data[:at] + entry * count + end)
+    with pytest.raises(ResourceError, match="bytes, and"):
+        read_samples(path, affine)
 
 
 def test_samples_that_make_infinities_are_refused(affine: ImportedModel) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -95,7 +94,7 @@ def compile_program(directory: Path, target: Target) -> Estimate:
                 "Look into the graph with --dump-graph, or compile for another variant.",
             )
         for source, name in ((commands, COMMANDS_FILE), (summary, SUMMARY_FILE), (layers, LAYERS_FILE)):
-            shutil.copyfile(source, directory / name)
+            (directory / name).write_bytes(source.read_bytes())  # a full disk is named by its own path
     return _read(directory, target, system, memory_mode)
 
 
