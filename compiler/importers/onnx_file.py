@@ -21,6 +21,15 @@ from aicc.runtime.artifact import SourceInfo
 from aicc.runtime.errors import IntegrityError, UnsupportedError
 
 _MOST_NODES = 1_000_000  # of a graph with its functions in place of their calls
+# What attributes of words may say. ONNX' checker does not look, and whoever compares with one word takes any other for
+# the default.
+_AREAS = {"auto_pad": ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")}
+_WORDS = {
+    "Gelu": {"approximate": ("none", "tanh")},
+    "Pad": {"mode": ("constant", "reflect", "edge", "wrap")},
+    **dict.fromkeys(("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"), _AREAS),
+    **dict.fromkeys(("ScatterElements", "ScatterND"), {"reduction": ("none", "add", "mul", "max", "min")}),
+}
 _OLDEST_OPSET, _OLDEST_IR = 7, 3  # before these, operators meant other things and shapes were not typed
 
 
@@ -44,6 +53,7 @@ def import_model(source: Source) -> ImportedModel:
             f"{source.path} cannot be read: {_first_cause(error)}.", "Export the model again."
         ) from error
     _check_graph(proto, source.path)
+    _check_words(model, source.path)
     return ImportedModel(
         graph=model,
         kind="tensors",
@@ -199,6 +209,17 @@ def _check_graph(proto: onnx.ModelProto, path: Path) -> None:
         raise IntegrityError(
             f"{path} breaks ONNX' rules: {reason[0] if reason else 'no reason given'}.", "Export the model again."
         ) from error
+
+
+def _check_words(model: ir.Model, path: Path) -> None:
+    for node in model.graph.all_nodes():
+        for name, known in _WORDS.get(node.op_type, {}).items() if node.domain == "" else ():
+            if (word := node.attributes.get_string(name, known[0])) not in known:
+                raise IntegrityError(
+                    f"{path} breaks ONNX' rules: {name} of {node.op_type} ({node.name or node.outputs[0].name}) is "
+                    f"{word[:100]!r}; it may be {', '.join(known)}.",
+                    "Export the model again.",
+                )
 
 
 def _normalise(model: ir.Model) -> list[str]:

@@ -194,6 +194,25 @@ def test_a_graph_that_breaks_onnx_rules_is_refused(tmp_path: Path) -> None:
         imported_from(tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize(
+    ("operator", "inputs", "attribute"),
+    [("Gelu", 1, "approximate"), ("Pad", 2, "mode"), ("MaxPool", 1, "auto_pad"), ("ScatterElements", 3, "reduction")],
+)
+def test_a_word_that_an_attribute_may_not_be_is_refused(
+    tmp_path: Path, operator: str, inputs: int, attribute: str
+) -> None:
+    model = make_model(opset=20)
+    more = {"kernel_shape": [2]} if operator == "MaxPool" else {}
+    names = ["h", "pads", "u"][:inputs]
+    model.graph.node[0].output[0] = "h"
+    model.graph.node.append(helper.make_node(operator, names, ["y"], name="n", **{attribute: 'tanh" x'}, **more))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(4, np.int64), "pads"))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(4, np.float32), "u"))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(IntegrityError, match=rf"{attribute} of {operator} \(n\) is"):
+        imported_from(tmp_path / "m.onnx")
+
+
 def test_inputs_with_a_default_become_constants(tmp_path: Path) -> None:
     model = make_model()
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 3]))
