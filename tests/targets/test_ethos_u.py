@@ -164,6 +164,26 @@ def test_branches_pools_and_tables_come_near_the_graph_they_stand_for(variant: s
     assert np.abs(found - expected).mean() < 0.05 * np.abs(expected).max()
 
 
+def test_names_of_tensors_change_neither_the_program_nor_the_makers_tables(tmp_path: Path) -> None:
+    """Parts of a product are called ``<its result>/1``, and Vela writes names into CSV as they are."""
+    x, weight = random(4, 1, 8), {"w": random(8, 8)}
+    np.savez(tmp_path / "x.npz", x=x)
+    results = []
+    for name in ("a", "y/1", 'quo"te, and\nline */'):
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], [name], name="first"),
+            helper.make_node("MatMul", [name, "w"], ["y"], name="second"),
+        ]
+        out = tmp_path / f"{len(results)}.aicc"
+        compile_model(
+            save(tmp_path / "m.onnx", nodes, [1, 8], weight), "ethos-u:u55-128", out, calibration=tmp_path / "x.npz"
+        )
+        with load(out) as session:
+            results.append(np.concatenate([session.run({"x": each})["y"] for each in x]))
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+
+
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
     data, source = sample(tmp_path, 3, 16, 16), branches(tmp_path)
     for name in ("one", "two"):

@@ -101,11 +101,11 @@ def _translate(model: ir.Model, target: Target) -> tuple[Program, Ports, Counter
         if node.op_type == "QuantizeLinear":
             source = node.inputs[0]
             if source.is_graph_input():
-                known[node.outputs[0]] = result = _quantised(node, target)
+                known[node.outputs[0]] = result = _quantised(node, target, program)
                 program.input(result.name, result.stored)
                 inputs.append(Port(str(source.name), result.scale, result.zero))
             elif source.producer().op_type == "DequantizeLinear":
-                before, result = known[source.producer().inputs[0]], _quantised(node, target)
+                before, result = known[source.producer().inputs[0]], _quantised(node, target, program)
                 known[node.outputs[0]] = result
                 factors, zeros = [before.scale / result.scale], (before.zero, result.zero)
                 program.rescale(result.name, before.name, result.stored, factors, zeros, ("int8", "int8"))
@@ -116,7 +116,7 @@ def _translate(model: ir.Model, target: Target) -> tuple[Program, Ports, Counter
         quantize = next((use.node for use in node.outputs[0].uses() if use.node.op_type == "QuantizeLinear"), None)
         if quantize is None or len(node.outputs) != 1:
             raise unsupported(node, target.name, "its result is not quantised")
-        known[quantize.outputs[0]] = result = _quantised(quantize, target)
+        known[quantize.outputs[0]] = result = _quantised(quantize, target, program)
         try:
             handler(Node(node, program, [_operand(value, known) for value in node.inputs], result))
         except (Refused, ValueError) as error:
@@ -133,8 +133,8 @@ def _translate(model: ir.Model, target: Target) -> tuple[Program, Ports, Counter
     return program, Ports(tuple(inputs), tuple(outputs)), names
 
 
-def _quantised(quantize: ir.Node, target: Target) -> Tensor:
-    """The tensor a ``QuantizeLinear`` makes, named as what it quantises."""
+def _quantised(quantize: ir.Node, target: Target, program: Program) -> Tensor:
+    """The tensor a ``QuantizeLinear`` makes, named after what it quantises."""
     source = quantize.inputs[0]
     shape = tuple(int(size) for size in source.shape)
     if len(shape) == 4 and shape[0] != 1:
@@ -142,7 +142,7 @@ def _quantised(quantize: ir.Node, target: Target) -> Tensor:
             f"{target.name} runs one image at a time, and {source.name} has {shape[0]}.", "Export it with a batch of 1."
         )
     scale, zero = (array(value) for value in quantize.inputs[1:3])
-    return Tensor(str(source.name), shape, float(scale), int(zero))
+    return Tensor(program.name(str(source.name)), shape, float(scale), int(zero))
 
 
 def _operand(value: ir.Value | None, known: dict[ir.Value, Tensor]) -> Tensor | None:

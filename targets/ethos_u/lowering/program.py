@@ -6,6 +6,7 @@ https://www.mlplatform.org/tosa/tosa_spec_1_0_0.html
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,7 +40,13 @@ class Program:
         self._serializer = ts.TosaSerializer("", ts.ConstMode.EMBED, *_VERSION)
         self._region = self._serializer.currRegion
         self._block = self._region.basicBlocks[0]
+        self._named = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def name(self, text: str) -> str:
+        """A name no other tensor has, with the model's own in it for people: Vela writes it into tables as it is."""
+        self._named += 1
+        return f"{self._named}:{re.sub('[^A-Za-z0-9_./:-]', '_', text)}"
 
     def input(self, name: str, shape: Sequence[int]) -> str:
         """An int8 input."""
