@@ -141,6 +141,12 @@ def test_an_operator_without_a_translation_is_refused_by_node_from_headers_too(t
     assert "GlobalLpPool" in report.refused[0].reason
 
 
+def test_a_graph_that_only_the_whole_shows_to_be_wrong_is_refused(tmp_path: Path) -> None:
+    text = "(float[1, 1, 4, 4] x, float[1, 1, 2, 2] w) => (float[1, 1, 4, 4] y) { y = Conv <strides = [0, 0]> (x, w) }"
+    with pytest.raises(UnsupportedError, match="cannot be written as StableHLO"):
+        compile_model(one_node(tmp_path, text), "tpu:host", tmp_path / "m.aicc")
+
+
 def test_what_does_not_fit_the_chips_memory_is_said_by_its_compiler(tmp_path: Path) -> None:
     text = "(float[100000, 1] x, float[1, 100000] z) => (float[100000, 100000] y) { s = Add (x, z)  y = MatMul (s, s) }"
     with pytest.raises(ResourceError, match="does not fit the memory of TPU v5e"):

@@ -110,12 +110,20 @@ def _export(model: ir.Model, exact: bool) -> export.Exported:
         model: A graph of fixed shapes.
         exact: Whether products of float32 are computed in float32: by default a TPU rounds what it multiplies
             to bfloat16. Quantised weights have no more digits than that.
+
+    Raises:
+        UnsupportedError: A node, or the whole, has no form in StableHLO.
     """
     weights = [argument_type(value) for value in large_constants(model)]
     inputs = [jax.ShapeDtypeStruct(tuple(v.shape), v.dtype.numpy()) for v in model.graph.inputs]
     precision = "highest" if exact else "default"
-    with jax.enable_x64(True), jax.default_matmul_precision(precision):
-        return export.export(jax.jit(as_function(model), keep_unused=True), platforms=_PLATFORMS)(weights, inputs)
+    try:
+        with jax.enable_x64(True), jax.default_matmul_precision(precision):
+            return export.export(jax.jit(as_function(model), keep_unused=True), platforms=_PLATFORMS)(weights, inputs)
+    except (ValueError, TypeError, RuntimeError) as error:  # jax checks some of it when all nodes are traced
+        raise UnsupportedError(
+            f"the graph cannot be written as StableHLO: {_first_line(error)}.", "Compile for another target."
+        ) from error
 
 
 def _compile(exported: export.Exported, target: Target) -> Any:
