@@ -67,7 +67,8 @@ def groq(work: Workload, prompt: int, context: int, chips: int = 0, bits: int = 
     c = values("groq")
     stored = work.parameters * bits // 8 + work.kv_bytes(context)
     if not chips:
-        chips = 1 << (math.ceil(max(stored / c["memory"], work.parameters / c["parameters"])) - 1).bit_length()
+        least = math.ceil(max(stored / c["memory"], work.parameters / c["parameters"]))
+        chips = 1 << (max(1, least) - 1).bit_length()
     k_size, parallel = (c["rows_int8"], c["parallel_int8"]) if bits == 8 else (c["rows_fp16"], c["parallel_fp16"])
 
     def seconds(product: Product, rows: int) -> float:

@@ -147,7 +147,7 @@ def _product(node: ir.Node, tokens: int, decoder: bool) -> tuple[ir.Value, Produ
         k, n, dims = math.prod(sizes[1:]), sizes[0], [*list(result.shape)[:1], *list(result.shape)[2:]]
     else:
         n = int(result.shape[-1]) if isinstance(result.shape[-1], int) else sizes[-1]
-        k, dims = math.prod(sizes) // n, list(result.shape)[:-1]
+        k, dims = math.prod(sizes) // max(1, n), list(result.shape)[:-1]
     rows = math.prod(d if isinstance(d, int) else tokens if axis else 1 for axis, d in enumerate(dims))
     return root, Product(1 if decoder else rows, k, n)
 

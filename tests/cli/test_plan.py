@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 
 from aicc.cli.main import main
@@ -84,3 +85,12 @@ def test_what_cannot_be_planned_is_said(tmp_path: Path, capsys, arguments: list[
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B | {"num_hidden_layers": 1}))
     assert main(["plan", str(tmp_path), *arguments]) == code
     assert says in capsys.readouterr().err
+
+
+def test_a_product_of_nothing_takes_one_chip_and_no_byte(tmp_path: Path, capsys):
+    text = "<ir_version: 8, opset_import: ['': 18]> g (float[1, 8] x) => (float[1, 0] y) "
+    model = onnx.parser.parse_model(text.replace("'", '"') + "<float[8, 0] w = {}> { y = MatMul (x, w) }")
+    onnx.save(model, tmp_path / "m.onnx")
+    assert main(["plan", str(tmp_path / "m.onnx"), "--target", "groq", "--json"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)["targets"]
+    assert (plan["chips"], plan["weight_bytes"]) == (1, 0)
