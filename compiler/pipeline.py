@@ -143,6 +143,7 @@ def compile_model(
         return report
     if output is None:
         raise UsageError("no output was named for the artifact.", "Give -o FOLDER.aicc.")
+    graph_signatures(imported.graph)  # refuses what no artifact can take or give before work is done for it
     weight_bytes = sum(layer.bytes for layer in report.layers)
     with ArtifactWriter(output, weight_bytes) as writer:
         variants = []

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from aicc.compiler.graph_file import INLINE_BYTES
 from aicc.compiler.quantization.convert import to_float16
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -42,6 +43,8 @@ class HalfFloats(InPlacePass):
 
 
 def _half(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    if tensor.nbytes <= INLINE_BYTES:  # not later: whatever writes a graph reads those, and hides why it could not
+        return ir.tensor(to_float16(tensor.numpy(), name), name=name)
     return ir.LazyTensor(
         lambda: ir.tensor(to_float16(tensor.numpy(), name)), dtype=_HALF, shape=ir.Shape(tensor.shape), name=name
     )

@@ -27,7 +27,7 @@ from aicc.compiler.passes.half_floats import HalfFloats
 from aicc.compiler.passes.static_shapes import SEQUENCE, StaticShapes
 from aicc.compiler.report import PassRecord
 from aicc.compiler.weights import WeightFile
-from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError
+from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UnsupportedError
 from aicc.runtime.target import Target
 from aicc.targets.groq.contract import (
     CHIP_BYTES,
@@ -55,7 +55,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         weights: Not used: a package is handed to tools that know nothing of an artifact.
 
     Raises:
-        UnsupportedError: A node cannot be written for the contract; it is named.
+        UnsupportedError: A node, or a type of an input or output, cannot be written for the contract; it is named.
         ResourceError: It takes more chips than there are topologies for.
     """
     refuse_operators(imported.graph, target)
@@ -77,7 +77,11 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     package = Package(OPSET, context, CHIP_BYTES, tuple(programs))
     (directory / PACKAGE).write_bytes(msgspec.json.format(msgspec.json.encode(package), indent=2) + b"\n")
     (directory / COMMANDS).write_text(_script(package))
-    check_package(directory)
+    try:
+        check_package(directory)
+    except IntegrityError as error:
+        reason = error.message.partition(": ")[2]
+        raise UnsupportedError(f"GroqFlow does not take the model: {reason}", "Compile for another target.") from error
     _run_tools(package, directory)
     return LoweredVariant(
         files=sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()),

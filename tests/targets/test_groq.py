@@ -13,10 +13,12 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from onnx import helper, numpy_helper
 
 from aicc.cli.main import main
 from aicc.compiler.importers import ImportedModel, Source, import_model
 from aicc.compiler.optimize import optimize
+from aicc.compiler.pipeline import compile_model
 from aicc.compiler.quantization.policy import quantize
 from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UnsupportedError
 from aicc.runtime.target import find_target
@@ -211,3 +213,30 @@ def test_a_real_decoder_passes_the_check(tmp_path: Path):
     assert main(["compile", "smollm2-135m", "--target", "groq", "-o", str(tmp_path / "s.aicc")]) == 0
     checked = check_package(tmp_path / "s.aicc" / "variants" / "groq-lpu")
     assert [len(program.chips) for program in checked.programs] == [4, 4]
+
+
+def one_node(path: Path, operator: str, kind: int, weight: np.ndarray) -> str:
+    """``y`` from ``x`` and ``w``."""
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", kind, [1, 8])],
+        [helper.make_tensor_value_info("y", kind, [1, 8])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
+    return str(path)
+
+
+def test_what_no_package_can_take_is_said_of_the_model(tmp_path: Path) -> None:
+    whole = one_node(tmp_path / "whole.onnx", "MatMul", onnx.TensorProto.INT32, np.ones((8, 8), np.int32))
+    nan = one_node(tmp_path / "nan.onnx", "MatMul", onnx.TensorProto.FLOAT, np.full((8, 8), np.nan, np.float32))
+    text = one_node(tmp_path / "text.onnx", "Reshape", onnx.TensorProto.STRING, np.array([1, 8]))
+    for model, says in (
+        (whole, "does not take the model: x is INT32"),
+        (nan, "weight w has a value of nan"),
+        (text, "x is string; an artifact takes and gives tensors of numbers"),
+    ):
+        with pytest.raises(UnsupportedError, match=says):
+            compile_model(model, "groq", tmp_path / "m.aicc")
+    assert not (tmp_path / "m.aicc").exists()
