@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,8 @@ def plan(
 
     targets = list({found.name: found for found in map(find_target, map(str.strip, target.split(",")))}.values())
     prices = _prices(price, targets)
+    if math.isnan(utilisation):  # click's range lets it pass
+        raise click.BadParameter("nan is no fraction.", param_hint="--utilisation")
     with compiler():
         from aicc.compiler.plan.planning import plan_model
 

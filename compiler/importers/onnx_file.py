@@ -24,11 +24,12 @@ _MOST_NODES = 1_000_000  # of a graph with its functions in place of their calls
 # What attributes of words may say. ONNX' checker does not look, and whoever compares with one word takes any other for
 # the default.
 _AREAS = {"auto_pad": ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")}
+_SCATTERS = {"reduction": ("none", "add", "mul", "max", "min")}
 _WORDS = {
     "Gelu": {"approximate": ("none", "tanh")},
     "Pad": {"mode": ("constant", "reflect", "edge", "wrap")},
     **dict.fromkeys(("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"), _AREAS),
-    **dict.fromkeys(("ScatterElements", "ScatterND"), {"reduction": ("none", "add", "mul", "max", "min")}),
+    **dict.fromkeys(("ScatterElements", "ScatterND"), _SCATTERS),
 }
 _OLDEST_OPSET, _OLDEST_IR = 7, 3  # before these, operators meant other things and shapes were not typed
 

@@ -79,7 +79,7 @@ def _read_arrays(file: Path, specs: tuple[TensorSpec, ...]) -> list[Sample]:
         if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that is none
             raise UsageError(f"{file}: {name!r} is no array.", _FORMS)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UsageError(f"{file}: {name!r} has values that are infinite or no numbers.", "Leave those samples out.")
+            raise UsageError(f"{file}: {name!r} has values that are not finite.", "Leave those samples out.")
     takes = what_it_takes(specs)
     known = {spec.name: spec for spec in specs}
     if set(arrays) != set(known):

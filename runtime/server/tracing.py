@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from aicc.runtime.errors import MismatchError, UsageError
 from aicc.runtime.server.recording import RequestRecord, SequenceTimes
@@ -49,7 +50,7 @@ class Tracing:
             UsageError: That is no address.
             MismatchError: OpenTelemetry is not installed.
         """
-        if not endpoint.startswith(("http://", "https://")):
+        if not _is_address(endpoint):
             raise UsageError(f"{endpoint!r} is no address of a collector.", "Give it in full: http://localhost:4318")
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -89,6 +90,17 @@ class Tracing:
     def close(self) -> None:
         """Send what is left."""
         self._provider.shutdown()
+
+
+def _is_address(url: str) -> bool:
+    """Whether spans could be sent there; the exporter itself takes anything, and loses them one by one."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    plain = url.isascii() and url.isprintable() and " " not in url and not (parts.query or parts.fragment)
+    return plain and usable and parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _phases(times: SequenceTimes, end: float) -> list[tuple[str, float, float]]:

@@ -76,6 +76,7 @@ def test_a_model_of_tensors_has_runs_and_may_be_the_one_file_of_a_folder(capsys)
         (["--target", "tricorder"], 2, "no target 'tricorder'"),
         (["--prompt", "5000", "--context", "4096"], 2, "holds 4096"),
         (["--context", "5000"], 2, "holds 4096"),
+        (["--utilisation", "nan"], 2, "nan is no fraction"),
         (["--price", "cheap"], 2, "'cheap' is no price"),
         (["--price", "cpu=1"], 2, "not among the targets"),
         (["--utilisation", "0"], 2, "utilisation"),

@@ -201,7 +201,7 @@ def test_calibration_data_that_does_not_fit_is_refused_with_what_the_model_takes
         member(tmp_path / "cut.npz", header((9, 4)) + bytes(100)): "cannot be read",
         written(tmp_path / "locked.npz", good[: central + 8] + b"\x01" + good[central + 9 :]): "cannot be read",
         written(tmp_path / "method.npz", good[: central + 10] + b"\x4d" + good[central + 11 :]): "cannot be read",
-        saved(tmp_path / "nan.npz", x=np.array([[0, 1, np.nan, 2]], np.float32)): "'x' has values that are infinite",
+        saved(tmp_path / "nan.npz", x=np.array([[0, 1, np.nan, 2]], np.float32)): "'x' has values that are not finite",
     }
     for path, message in cases.items():
         with pytest.raises(UsageError) as caught:

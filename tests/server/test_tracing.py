@@ -199,9 +199,13 @@ def test_a_collector_that_is_not_there_changes_no_answer_and_does_not_hold_up_th
         assert server.end() == 0
 
 
-def test_an_address_that_is_none_is_refused() -> None:
-    with pytest.raises(UsageError, match="localhost:4318"):
-        Tracing.to("localhost:4318")
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:4318", "http://", "http://[::1", "http://a b", "http://localhost:99999", "ftp://x", "http://x?y"],
+)
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(UsageError, match="no address of a collector"):
+        Tracing.to(address)
 
 
 def test_nothing_of_it_is_loaded_unless_asked_and_what_lacks_is_named() -> None:
