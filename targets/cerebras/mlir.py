@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 import onnx_ir as ir
@@ -125,7 +126,8 @@ def _type_of(value: ir.Value) -> str:
 
 
 def _operand(writer: _Writer, value: ir.Value) -> tuple[str, str]:
-    return writer.names[value], _type_of(value)
+    kind = _type_of(value)  # refuses a literal that has no name, too
+    return writer.names[value], kind
 
 
 def _literal(writer: _Writer, value: ir.Value) -> None:
@@ -174,9 +176,11 @@ def _write(writer: _Writer, node: ir.Node) -> None:
             "!torch.bool",
         ),
     )
-    first = _operand(writer, inputs[0])
+    first = _operand(writer, inputs[0]) if inputs else ("", "")
     axis = node.attributes.get_int("axis", -1)
-    if kind in _UNARY:
+    if not inputs:
+        _refuse(node)
+    elif kind in _UNARY:
         emit(_UNARY[kind], first)
     elif kind in _BINARY:
         emit(_BINARY[kind], first, _operand(writer, inputs[1]))
@@ -190,17 +194,20 @@ def _write(writer: _Writer, node: ir.Node) -> None:
     elif kind in ("Reshape", "Unsqueeze", "Squeeze", "Flatten"):
         emit("view_copy", first, (writer.ints(shape), "!torch.list<int>"))
     elif kind == "Transpose":
-        emit("permute", first, (writer.ints(node.attributes["perm"].as_ints()), "!torch.list<int>"))
-    elif kind == "Gelu":
-        form = writer.constant("str", f'"{node.attributes.get_string("approximate", "none")}"')
+        emit(
+            "permute",
+            first,
+            (writer.ints(node.attributes.get_ints("perm", range(len(shape))[::-1])), "!torch.list<int>"),
+        )
+    elif kind == "Gelu" and (form := node.attributes.get_string("approximate", "none")) in ("none", "tanh"):
+        form = writer.constant("str", f'"{form}"')  # it becomes text of the program: only what is known may
         emit("gelu", first, (form, "!torch.str"))
     elif kind == "Softmax":
         emit("_softmax", first, (writer.constant("int", str(axis)), "!torch.int"), false)
-    elif kind == "Cast":
+    elif kind == "Cast" and dtype in _TORCH_TYPES:
         number = writer.constant("int", str(_TORCH_TYPES[dtype]))
         emit("_to_copy", first, (number, "!torch.int"), none, none, none, false, none)
-    elif kind == "ReduceMean":
-        axes = node.attributes["axes"].as_ints() if "axes" in node.attributes else _numbers(inputs[1])
+    elif kind == "ReduceMean" and (axes := node.attributes.get_ints("axes") or _numbers(*inputs[1:2])):
         keep = writer.constant("bool", "true" if node.attributes.get_int("keepdims", 1) else "false")
         emit("mean.dim", first, (writer.ints(axes), "!torch.list<int>"), (keep, "!torch.bool"), none)
     elif kind == "Gather" and node.attributes.get_int("axis", 0) == 0 and len(_shape(inputs[0])) == 2:
@@ -210,13 +217,18 @@ def _write(writer: _Writer, node: ir.Node) -> None:
         _concat(writer, node, emit)
     elif kind == "Split":
         _split(writer, node)
-    elif kind == "MatMul":
+    elif kind == "MatMul" and len(_shape(inputs[1])) > 1:
         _product(writer, node)
     else:
-        raise UnsupportedError(
-            f"{kind} ({node.name or out.name}) has no form in what torch-cirh-opt takes.", "Compile for another target."
-        )
+        _refuse(node)
     return None
+
+
+def _refuse(node: ir.Node) -> NoReturn:
+    raise UnsupportedError(
+        f"{node.op_type} ({node.name or node.outputs[0].name}) has no form in what torch-cirh-opt takes.",
+        "Compile for another target.",
+    )
 
 
 def _number(value: ir.Value) -> float | None:
@@ -224,8 +236,9 @@ def _number(value: ir.Value) -> float | None:
     return float(numbers[0]) if len(numbers) == 1 else None
 
 
-def _numbers(value: ir.Value) -> list[float]:
-    tensor = ir.convenience.get_const_tensor(value)
+def _numbers(value: ir.Value | None = None) -> list[float]:
+    """Of a constant; none of anything else."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     return [] if tensor is None else np.asarray(tensor.numpy()).reshape(-1).tolist()
 
 

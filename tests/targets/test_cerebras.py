@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -23,6 +25,7 @@ from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError
 from aicc.runtime.target import find_target
 from aicc.targets.cerebras import tool
 from aicc.targets.cerebras.lowering import PACKAGE, Package, Program, lower
+from aicc.targets.cerebras.mlir import write_function
 from aicc.targets.cerebras.placement import CODE_BYTES, CORE_BYTES, FABRICS, place
 from aicc.targets.cerebras.tool import find_tool, run_tool
 from aicc.targets.static_decoder import BIAS, HIDDEN
@@ -201,6 +204,23 @@ def test_an_operator_the_tool_refuses_is_ours_to_say(tmp_path: Path):
     )
     with pytest.raises(UnsupportedError, match=r"refused x\.mlir: failed to legalize operation 'torch\.aten\.linear'"):
         run_tool(find_tool(), tmp_path / "x.mlir", tmp_path / "y.mlir")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '(float16[1,8] x) => (float16[1,8] y) { y = Gelu <approximate = "none, torch.evil"> (x) }',
+        "(float16[1,8] x) => (bool[1,8] y) { y = Cast <to = 9> (x) }",
+        "(float16[8,8] x, float16[8] w) => (float16[8] y) { y = MatMul (x, w) }",
+        "(float16[1,8] x, int64[1] axes) => (float16[1,1] y) { y = ReduceMean (x, axes) }",
+        "(float16[1,8] x) => (float16[1,1] y) { y = ReduceMean (x) }",
+        "() => (float16[1] y) { y = RandomNormal <shape = [1], dtype = 10> () }",
+    ],
+)
+def test_what_cannot_be_written_is_refused_by_node(text: str):
+    model = ir.from_proto(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 20]> g {text}'))
+    with pytest.raises(UnsupportedError, match=r"\(y\) has no form"):
+        write_function(model)
 
 
 def test_models_of_tensors_are_refused(tmp_path: Path):
