@@ -97,8 +97,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             multiple=True,
             metavar="NAME=N",
             callback=_sizes,
-            help="For targets of fixed shapes: the size of a dimension that the model leaves open, by its name there, "
-            "or context=N, the tokens a decoder is made for. May be given several times.",
+            help="For targets of fixed shapes: the size of a dimension that the model leaves open, by its name there "
+            "or else as INPUT.AXIS, or context=N, the tokens a decoder is made for. May be given several times.",
         ),
         click.option(
             "--importer",

@@ -106,8 +106,11 @@ def _report(artifact: Artifact) -> CompileReport:
 def _fit(variant: Variant) -> DeviceFit:
     """Ask the variant's own provider; whatever it cannot do here is a reason, not an error."""
     target = all_targets().get(variant.target)
-    if target is None or target.provider is None:
-        reason = f"This installation has no target {variant.target} that can run. Upgrade aicc, or install its package."
+    if target is None:
+        reason = f"This installation does not know {variant.target}. Upgrade aicc, or install what brings it."
+        return DeviceFit(variant.name, variant.target, "", "", "unsupported", reason)
+    if target.provider is None:
+        reason = f"{target.name} runs outside aicc, by the tools of the chip's maker."
         return DeviceFit(variant.name, variant.target, "", "", "unsupported", reason)
     try:
         provider = load_provider(target.provider)

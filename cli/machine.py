@@ -68,7 +68,7 @@ def why_not_compile(target: Target) -> str:
 def why_not_run(target: Target) -> str:
     """A sentence saying why ``target`` cannot run here; empty if it can."""
     if target.provider is None:
-        return "It has no runtime half."
+        return "It runs outside aicc, by the tools of the chip's maker."
     try:
         names = [device.name for device in load_provider(target.provider).devices()]
     except AiccError as error:

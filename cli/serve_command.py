@@ -162,11 +162,11 @@ def serve(
 ) -> None:
     """Serve one or more ARTIFACTs over HTTP, as OpenAI's API and Ollama's do, with a chat page at /.
 
-    Requests call a model what its artifact is called, or NAME: `aicc serve chat=smol.aicc
-    minilm-l6.aicc`. It answers /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /v1/models,
-    Ollama's /api/chat, generate, embed, tags, show, ps and version, the Open Inference Protocol's /v2
-    (and its gRPC on --grpc-port), /metrics, /health/live and /health/ready. After the first SIGTERM or Ctrl-C
-    new requests are answered 503 and running ones may finish; the second ends at once.
+    Requests call a model by the name in its artifact, which the first line shows, or by NAME: `aicc serve
+    chat=smol.aicc minilm-l6.aicc`. It answers /v1/chat/completions, /v1/completions, /v1/responses,
+    /v1/embeddings, /v1/models, Ollama's /api/chat, generate, embed, tags, show, ps and version, the Open
+    Inference Protocol's /v2 (and its gRPC on --grpc-port), /metrics, /health/live and /health/ready. After
+    the first SIGTERM or Ctrl-C new requests are answered 503 and running ones may finish; the second ends at once.
 
     Every option may also come from the environment as AICC_ and its name (AICC_API_KEY_FILE; lists have
     spaces between), from ./aicc.toml and from $XDG_CONFIG_HOME/aicc/config.toml (~/.config), as `port =

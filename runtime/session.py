@@ -233,7 +233,10 @@ def load_artifact(
             "Install the package that brings this target, or compile the model for another.",
         ) from error
     if target.provider is None:
-        raise MismatchError(f"{target.name} runs outside aicc.", "Compile the model for a target with a provider.")
+        raise MismatchError(
+            f"{target.name} runs outside aicc, by the tools of the chip's maker.",
+            "Compile the model for a target that runs here: `aicc targets`.",
+        )
     provider: ExecutionProvider = load_object(target.provider)()  # type: ignore[operator]
     compatibility = provider.compatibility(variant)
     if compatibility.fit in (Fit.RECOMPILE, Fit.UNSUPPORTED):

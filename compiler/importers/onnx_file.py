@@ -38,7 +38,7 @@ def import_model(source: Source) -> ImportedModel:
     """Import an ONNX file as a model of tensors.
 
     Raises:
-        IntegrityError: Truncated, breaks ONNX' rules, or names data it may not or cannot have.
+        IntegrityError: Truncated, breaks ONNX's rules, or names data it may not or cannot have.
         UnsupportedError: A version that is not known.
     """
     proto = _load(source.path)
@@ -206,10 +206,8 @@ def _check_graph(proto: onnx.ModelProto, path: Path) -> None:
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()
-        raise IntegrityError(
-            f"{path} breaks ONNX' rules: {reason[0] if reason else 'no reason given'}.", "Export the model again."
-        ) from error
+        reason = (str(error).strip() or "no reason given").splitlines()[0].rstrip(".")
+        raise IntegrityError(f"{path} breaks ONNX's rules: {reason}.", "Export the model again.") from error
 
 
 def _check_words(model: ir.Model, path: Path) -> None:

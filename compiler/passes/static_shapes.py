@@ -71,28 +71,31 @@ def input_shapes(graph: ir.Graph, sizes: Mapping[str, int]) -> dict[str, tuple[i
         UsageError: A size is needed that was not given, or given and is none of this graph.
     """
     found: dict[str, tuple[int, ...]] = {}
-    known, missing = set(), []
+    known, missing, inputs = set(), [], []
     for value in graph.inputs:
-        shape = []
+        shape, shown = [], []
         for axis, dim in enumerate(value.shape or ()):
             if isinstance(dim, int) and dim >= 0:
                 shape.append(dim)
+                shown.append(str(dim))
                 continue
             symbol = str(getattr(dim, "value", None) or "?")
             symbol = f"{value.name}.{axis}" if symbol == "?" else symbol  # which exporters write, too
             known.add(symbol)
+            shown.append(symbol)
             default = 1 if axis == 0 else SEQUENCE if symbol.startswith("seq") else None
             size = sizes.get(symbol, default)
             if size is None:
                 missing.append(symbol)
             shape.append(size or 0)
         found[str(value.name)] = tuple(shape)
+        inputs.append(f"{value.name} [{', '.join(shown)}]")
     if small := [name for name, size in sizes.items() if size < 1]:
         raise UsageError(f"the size {small[0]} is {sizes[small[0]]}.", "Sizes are whole numbers from 1 on.")
     if missing:
         raise UsageError(
             "the target runs fixed shapes alone, and the model leaves these sizes open: "
-            f"{', '.join(dict.fromkeys(missing))}.",
+            f"{', '.join(dict.fromkeys(missing))}. Its inputs are {', '.join(inputs)}.",
             f"Give each its number: --size {missing[0]}=N",
         )
     if unknown := [name for name in sizes if name not in known]:

@@ -199,7 +199,8 @@ class _Server(uvicorn.Server):
             self._announce(f"the Open Inference Protocol over gRPC is on port {port}")
         await super().startup(sockets)
         names = ", ".join(model.name for model in self._registry)
-        self._announce(f"serving {names} at {self._url}/v1, loading the model{'s' if len(self._registry) > 1 else ''}")
+        loading = f"loading the model{'s' if len(self._registry) > 1 else ''}"
+        self._announce(f"serving {names} at {self._url}/v1, the chat page at {self._url}/, {loading}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._rpc is not None:

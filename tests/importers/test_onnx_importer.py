@@ -190,7 +190,7 @@ def test_a_graph_that_breaks_onnx_rules_is_refused(tmp_path: Path) -> None:
     model = make_model()
     model.graph.node[0].input[0] = "nowhere"
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(IntegrityError, match=r"breaks ONNX' rules: .*nowhere"):
+    with pytest.raises(IntegrityError, match=r"breaks ONNX's rules: .*nowhere"):
         imported_from(tmp_path / "m.onnx")
 
 

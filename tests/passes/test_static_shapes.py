@@ -80,7 +80,7 @@ PICTURE = "(float[n, 3, height, width] x) => (float[n, 3, height, width] y) { y 
     ("sizes", "said"),
     [
         ({}, "leaves these sizes open: height, width"),
-        ({"height": 32}, "leaves these sizes open: width"),
+        ({"height": 32}, r"leaves these sizes open: width. Its inputs are x \[n, 3, height, width\]"),
         ({"height": 32, "width": 32, "depth": 1}, "no size called 'depth'"),
         ({"height": 0, "width": 32}, "height is 0"),
     ],
