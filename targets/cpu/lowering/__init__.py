@@ -1,7 +1,6 @@
 """The compile half for processors: graph → row program → steps → C → machine code.
 
-program.py    the graph as operations on rows of tokens; where they begin and end: decoder.py, encoder.py
-fuse.py       the operations as steps, between which threads wait for each other
+quantise.py   in the row program (aicc.compiler.rows), rows quantised before products
 memory.py     where the buffers between steps lie
 pack.py       weights in the kernels' layout
 emit.py       model.c
@@ -18,13 +17,13 @@ from aicc.compiler.facts import kv_dtype
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
 from aicc.compiler.report import PassRecord
+from aicc.compiler.rows import row_builder
+from aicc.compiler.rows.fuse import fuse, simplify
 from aicc.runtime.target import Target
-from aicc.targets.cpu.lowering.decoder import DecoderBuilder
 from aicc.targets.cpu.lowering.emit import KV_TYPES, emit_model
-from aicc.targets.cpu.lowering.encoder import EncoderBuilder
-from aicc.targets.cpu.lowering.fuse import fuse
+from aicc.targets.cpu.lowering.formats import LANES
 from aicc.targets.cpu.lowering.pack import Packer, weights_identity
-from aicc.targets.cpu.lowering.program import Builder
+from aicc.targets.cpu.lowering.quantise import quantise_inputs
 from aicc.targets.cpu.lowering.toolchain import compile_library, producer
 
 SOURCE_FILE = "model.c"
@@ -44,10 +43,12 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     """
     refuse_operators(imported.graph, target)
     started = time.perf_counter()
-    program = _builder(imported).build()
+    program = row_builder(imported, target.family, LANES).build()
     nodes = sum(1 for _ in imported.graph.graph.all_nodes())
     activations = target.activations[0]
-    steps = fuse(program, activations)
+    simplify(program)
+    quantise_inputs(program, activations)
+    steps = fuse(program)
     packer = Packer(weights, weights_identity(program, imported.info.sha256))
     kv = kv_dtype(imported.graph, target)
     source = emit_model(program, steps, packer, imported.info.name, KV_TYPES[kv])
@@ -66,8 +67,4 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
 
 def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
     """Nodes that are no operations on rows, from shapes alone."""
-    return _builder(imported).refusals()
-
-
-def _builder(imported: ImportedModel) -> Builder:
-    return DecoderBuilder(imported) if imported.kind == "decoder" else EncoderBuilder(imported)
+    return row_builder(imported, target.family, LANES).refusals()

@@ -12,13 +12,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from aicc.targets.cpu.lowering import rows as ops
-from aicc.targets.cpu.lowering.formats import LANES, Form, align
-from aicc.targets.cpu.lowering.fuse import Part
+from aicc.compiler.rows import program as ops
+from aicc.compiler.rows.fuse import Part
+from aicc.compiler.rows.program import Angles, Elementwise, Heads, Matrix, Op, Value, Vector
+from aicc.targets.cpu.lowering.formats import LANES, Form, align, matrix_form
 from aicc.targets.cpu.lowering.memory import row_bytes
-from aicc.targets.cpu.lowering.program import ELEMENTWISE
-from aicc.targets.cpu.lowering.rows import Angles, Elementwise, Heads, Matrix, Op, Value, Vector
 
+# Function of a row program → how C writes it; maths.h has what libm is too slow for.
+_FUNCTIONS = {
+    "Add": "{} + {}", "Sub": "{} - {}", "Mul": "{} * {}", "Div": "{} / {}", "Neg": "-{}",
+    "Sigmoid": "aicc_sigmoid({})", "Silu": "aicc_silu({})", "Tanh": "aicc_tanh({})", "Erf": "aicc_erf({})",
+    "Exp": "aicc_exp({})", "Relu": "{0} < 0.0f ? 0.0f : {0}", "Gelu": "aicc_gelu({})", "GeluTanh": "aicc_gelu_tanh({})",
+}  # fmt: skip
 _FORMS = ("weight", "float16", "float32", "bfloat16", "int8", "int4", "float")
 # What a variable of a step may not be called: words of C, and names that the lines of a step use themselves.
 _TAKEN = frozenset({
@@ -205,7 +210,7 @@ class RowCode:
                     arguments.append(local[operand])
                 else:
                     arguments.append(f"{self._source(operand)}[n]")
-            expression = ELEMENTWISE[op.function].format(*arguments)
+            expression = _FUNCTIONS[op.function].format(*arguments)
             if op.output in used_later or op.output in self.body.handed_over:
                 local[op.output] = f"{self._target(op.output)}[n]"
                 assignments.append(f"{local[op.output]} = {expression};")
@@ -219,7 +224,7 @@ class RowCode:
             self.lines += [f"{head} {{", *(f"    {line}" for line in assignments), "}"]
 
     def _embed(self, op: ops.Embed) -> None:
-        form = op.table.form
+        form = matrix_form(op.table)
         wide = form.k if form.k != op.output.width else 0  # the gather writes the padding too
         to = self._target(op.output, wide)
         table, name = self.body.at("weights", op.table, LANES), self.body.constants.form(form)

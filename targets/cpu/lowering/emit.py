@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aicc.compiler.rows import program as ops
+from aicc.compiler.rows.fuse import Part, Step
+from aicc.compiler.rows.program import Angles, Attend, Heads, Matrix, Op, Port, Program, Quantise, Value, Vector
 from aicc.runtime.errors import UnsupportedError
-from aicc.targets.cpu.lowering import rows as ops
 from aicc.targets.cpu.lowering.code import (
     Body,
     Constants,
@@ -21,11 +23,9 @@ from aicc.targets.cpu.lowering.code import (
     number,
     text_literal,
 )
-from aicc.targets.cpu.lowering.formats import LANES, align
-from aicc.targets.cpu.lowering.fuse import Part, Step
+from aicc.targets.cpu.lowering.formats import LANES, align, matrix_form
 from aicc.targets.cpu.lowering.memory import plan_buffers, row_bytes
 from aicc.targets.cpu.lowering.pack import Packer
-from aicc.targets.cpu.lowering.rows import Angles, Attend, Heads, Matrix, Op, Port, Program, Quantise, Value, Vector
 
 MAX_BATCH_TOKENS = 256  # a longer prompt is prefilled in pieces of this, which bounds the buffers
 TILE_ROWS = 32  # AICC_TILE_ROWS
@@ -316,7 +316,7 @@ def _matrix_step(step: Step, body: Body) -> tuple[list[str], int]:
 
 
 def _unit_bytes(part: Part, linear: ops.Linear) -> int:
-    return align(part.unit, LANES) // LANES * linear.matrix.form.panel_bytes
+    return align(part.unit, LANES) // LANES * matrix_form(linear.matrix).panel_bytes
 
 
 def _part(part: Part, body: Body) -> list[str]:
@@ -344,7 +344,7 @@ def _part(part: Part, body: Body) -> list[str]:
 
 
 def _product(part: Part, linear: ops.Linear, tile: str, stride: int, body: Body) -> list[str]:
-    form, x = linear.matrix.form, linear.x
+    form, x = matrix_form(linear.matrix), linear.x
     name, panels, bytes_ = body.constants.form(form), stride // LANES, row_bytes(x)
     parts = x.record.parts if x.record else 1
     source = f"f->buffers + {body.at('buffer', x)} + (size_t)tile * {bytes_}"

@@ -6,9 +6,9 @@ largest batch. Buffers that never live at the same time share memory.
 
 from __future__ import annotations
 
+from aicc.compiler.rows.fuse import Step
+from aicc.compiler.rows.program import Value
 from aicc.targets.cpu.lowering.formats import align
-from aicc.targets.cpu.lowering.fuse import Step
-from aicc.targets.cpu.lowering.rows import Value
 
 
 def row_bytes(value: Value) -> int:

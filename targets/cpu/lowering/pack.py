@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aicc.compiler.lowering import WeightStore
-from aicc.targets.cpu.lowering import rows as ops
-from aicc.targets.cpu.lowering.formats import LANES, Form, Matrix, align, read_float, stored_float
-from aicc.targets.cpu.lowering.rows import Angles, Program, Vector
+from aicc.compiler.rows import program as ops
+from aicc.compiler.rows.matrix import Matrix, read_float, stored_float
+from aicc.compiler.rows.program import Angles, Program, Vector
+from aicc.targets.cpu.lowering.formats import LANES, Form, align, matrix_form
 
 _HEADER = struct.Struct("<8s8xQ40x")  # aicc_weights_header
 _MAGIC = b"AICCWTS1"
@@ -71,7 +72,7 @@ def weights_identity(program: Program, source: str) -> int:
     for op in program.ops:
         matrix = op.matrix if isinstance(op, ops.Linear) else op.table if isinstance(op, ops.Embed) else None
         if matrix is not None:
-            digest.update(f"{matrix.value.name} {matrix.begin} {matrix.rows} {matrix.form}\n".encode())
+            digest.update(f"{matrix.value.name} {matrix.begin} {matrix.rows} {matrix_form(matrix)}\n".encode())
     return int.from_bytes(digest.digest()[:8], "little")
 
 
@@ -82,7 +83,7 @@ def pack_matrix(matrix: Matrix, unit: int = LANES) -> memoryview:
         matrix: Which is read here.
         unit: Rows after which a new panel starts; those short of a panel are zeros.
     """
-    form = matrix.form
+    form = matrix_form(matrix)
     unit = unit if unit % LANES else LANES
     panels = align(unit, LANES) // LANES  # of a unit
     out = np.zeros((-(-matrix.rows // unit) * panels, form.panel_bytes), np.uint8)

@@ -1,7 +1,6 @@
 """The row program cut into steps: between two steps all threads wait for each other.
 
-First every product with a quantised weight gets its input quantised by an operation of its own, and
-the rows whose logits are wanted are taken out before the last row-wise operations. Then, in order:
+In order:
 
 - products that share an input are one *matrix step*. Each starts a part; a part takes in what follows
   column by column (elementwise functions, heads' norms and rotations, writing to the cache,
@@ -16,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from aicc.targets.cpu.lowering.rows import (
+from aicc.compiler.rows.program import (
     Attend,
     Elementwise,
     Embed,
@@ -26,7 +25,6 @@ from aicc.targets.cpu.lowering.rows import (
     Op,
     Program,
     Quantise,
-    Record,
     Resize,
     Result,
     Rope,
@@ -93,19 +91,15 @@ class Step:
         return list(dict.fromkeys(v for op in self.ops() for v in op.inputs() if v not in made))
 
 
-def fuse(program: Program, activations: str) -> list[Step]:
-    """Steps in the order in which they run; changes the program.
-
-    Args:
-        program: What is computed.
-        activations: What quantised weights are multiplied with: ``int8``, ``int16`` (two parts, see ``Record``), or
-            ``mixed``, which is int8 for products inside a feed-forward block. They are half of a model's work and a
-            quarter of what int8 costs in quality.
-    """
+def simplify(program: Program) -> None:
+    """Before :func:`fuse`: names what is a function of its own, and takes out the rows whose logits are wanted."""
     _name_silu(program)
     if program.generates:
         _select_rows(program)
-    _quantise_inputs(program, activations)
+
+
+def fuse(program: Program) -> list[Step]:
+    """Steps in the order in which they run; operations whose results nobody reads are gone from the program."""
     _remove_unused(program)
     todo, steps, ready = list(program.ops), [], set()
     while todo:
@@ -215,12 +209,13 @@ def _is_selected(op: Op) -> bool:
     return op.output.selected if op.output is not None else op.inputs()[0].selected
 
 
-def _uses(program: Program) -> dict[Value, list[Op]]:
-    uses: dict[Value, list[Op]] = {}
+def uses(program: Program) -> dict[Value, list[Op]]:
+    """Operations that read each value, in order."""
+    found: dict[Value, list[Op]] = {}
     for op in program.ops:
         for value in op.inputs():
-            uses.setdefault(value, []).append(op)
-    return uses
+            found.setdefault(value, []).append(op)
+    return found
 
 
 def _name_silu(program: Program) -> None:
@@ -254,40 +249,10 @@ def _select_rows(program: Program) -> None:
     program.ops.insert(program.ops.index(chain[-1]), Select(chain[-1].node, chosen, source))
 
 
-def _quantise_inputs(program: Program, activations: str) -> None:
-    uses = _uses(program)
-    made: dict[tuple[Value, Record], Value] = {}
-    ops: list[Op] = []
-    for op in program.ops:
-        if isinstance(op, Linear) and op.matrix.form.quantised:
-            # Of selected rows there are few: reading the weights takes longer than multiplying them twice.
-            coarse = activations == "int8" or (activations == "mixed" and _inside_block(op, uses))
-            record = Record(op.matrix.form.k, op.matrix.form.group, 1 if coarse and not op.x.selected else 2)
-            if (op.x, record) not in made:
-                value = Value(f"{op.x.name}_int{8 * record.parts}", op.x.width, record, op.x.selected)
-                made[op.x, record] = value
-                ops.append(Quantise(op.node, value, op.x))
-            op.x = made[op.x, record]
-        ops.append(op)
-    program.ops = ops
-
-
-def _inside_block(linear: Linear, uses: dict[Value, list[Op]]) -> bool:
-    """Whether a product's results only meet functions of single columns before they enter the next product."""
-    todo = [linear.output]
-    while todo:
-        for op in uses.get(todo.pop(), []):
-            if isinstance(op, Elementwise):
-                todo.append(op.output)
-            elif not isinstance(op, Linear):
-                return False
-    return True
-
-
 def _remove_unused(program: Program) -> None:
     while True:
-        uses = _uses(program)
-        kept = [op for op in program.ops if op.output is None or op.output in uses]
+        used = uses(program)
+        kept = [op for op in program.ops if op.output is None or op.output in used]
         if len(kept) == len(program.ops):
             return
         program.ops = kept

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from aicc.compiler.lowering import Refusal
-from aicc.runtime.errors import UnsupportedError
-from aicc.targets.cpu.lowering import rows
-from aicc.targets.cpu.lowering.constants import (
+from aicc.compiler.quantization.blockwise import match_blockwise
+from aicc.compiler.rows import program as rows
+from aicc.compiler.rows.constants import (
     constant_size,
     is_constant,
     is_vector,
@@ -20,15 +20,11 @@ from aicc.targets.cpu.lowering.constants import (
     read_constant,
     read_number,
 )
-from aicc.targets.cpu.lowering.formats import LANES, Matrix, align, match_blockwise, stored_float
-from aicc.targets.cpu.lowering.rows import Program, Value, Vector
+from aicc.compiler.rows.matrix import Matrix, stored_float
+from aicc.compiler.rows.program import Program, Value, Vector
+from aicc.runtime.errors import UnsupportedError
 
-# ONNX operator → how C writes it; maths.h has what libm is too slow for.
-ELEMENTWISE = {
-    "Add": "{} + {}", "Sub": "{} - {}", "Mul": "{} * {}", "Div": "{} / {}", "Neg": "-{}",
-    "Sigmoid": "aicc_sigmoid({})", "Silu": "aicc_silu({})", "Tanh": "aicc_tanh({})", "Erf": "aicc_erf({})",
-    "Exp": "aicc_exp({})", "Relu": "{0} < 0.0f ? 0.0f : {0}", "Gelu": "aicc_gelu({})", "GeluTanh": "aicc_gelu_tanh({})",
-}  # fmt: skip
+_FUNCTIONS = ("Add", "Sub", "Mul", "Div", "Neg", "Sigmoid", "Tanh", "Erf", "Exp", "Relu", "Gelu")
 _SAME = ("Identity", "Dropout")
 _REMEDY = "Compile for another target, such as openvino:cpu or reference."
 
@@ -48,11 +44,15 @@ class Builder(ABC):
     Args:
         model: The optimised and quantised graph; no weight is read.
         program: An empty one.
+        family: For messages: who cannot run what is refused.
+        head_multiple: Columns of a head are padded with zeros to a multiple of it before attention.
     """
 
-    def __init__(self, model: ir.Model, program: Program) -> None:
+    def __init__(self, model: ir.Model, program: Program, family: str, head_multiple: int) -> None:
         self.model = model
         self.program = program
+        self._family = family
+        self._head_multiple = head_multiple
         self.made: dict[ir.Value, Value] = {}
         self.angles: dict[tuple[ir.Value, ir.Value], rows.Angles] = {}
 
@@ -67,7 +67,7 @@ class Builder(ABC):
         except Refused as error:
             found = error.refusal
             raise UnsupportedError(
-                f"the cpu family cannot run {found.op} ({found.node}): {found.reason}.", _REMEDY
+                f"the {self._family} family cannot run {found.op} ({found.node}): {found.reason}.", _REMEDY
             ) from error
         return self.program
 
@@ -287,14 +287,14 @@ class Builder(ABC):
         if any(o is not None and _used(o) for o in node.outputs[1:]):
             raise Refused(node, "its results other than the output are used")
         causal, window = self.visible(node)
-        head_dim = align(size, LANES)
+        head_dim = -(-size // self._head_multiple) * self._head_multiple
         heads = rows.Heads(
             query_heads, kv_heads, head_dim, attributes.get_float("scale", 0.0) or 1 / math.sqrt(size),
             attributes.get_float("softcap", 0.0), window, causal,
         )  # fmt: skip
         layer = len(self.program.layers)
         self.program.layers.append(heads)
-        if head_dim != size:  # kernels take heads in whole vectors
+        if head_dim != size:
             parts = [self._add(node, rows.Resize, p.width // size * head_dim, p, size, head_dim) for p in parts]
         query, key, value = parts
         self.program.ops.append(rows.Store(_name(node), None, key, layer, heads, True))
@@ -309,7 +309,7 @@ _HANDLERS: dict[str, Callable[[Builder, ir.Node], None]] = {
     "Gather": Builder._gather, "MatMul": Builder._matmul, "RMSNormalization": Builder._norm,
     "LayerNormalization": Builder._norm, "RotaryEmbedding": Builder._rotary, "Attention": Builder._attention,
     "Reshape": Builder._reshape, "Split": Builder._split,
-} | {name: Builder._elementwise for name in ELEMENTWISE if name not in ("Silu", "GeluTanh")}  # fmt: skip
+} | {name: Builder._elementwise for name in _FUNCTIONS}  # fmt: skip
 
 
 def _ancestors(value: ir.Value) -> set[ir.Node]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from aicc.targets.cpu.lowering.formats import Form, Matrix
+from aicc.compiler.rows.matrix import Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Angles:
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """An attention's constants; ``head_dim`` is a multiple of 16."""
+    """An attention's constants; ``head_dim`` is with its padding."""
 
     query_heads: int
     kv_heads: int
@@ -174,7 +174,11 @@ class Select(_Unary):
 
 @dataclass(eq=False, slots=True)
 class Elementwise(Op):
-    """A function of values of one width, constant rows and numbers, column by column."""
+    """A function of values of one width, constant rows and numbers, column by column.
+
+    Attributes:
+        function: The ONNX operator's name, or ``Silu``, or ``GeluTanh`` for Gelu's approximation.
+    """
 
     function: str
     operands: tuple[Value | Vector | float, ...]
@@ -257,6 +261,6 @@ class Program:
 
 
 __all__ = [
-    "Angles", "Attend", "Elementwise", "Embed", "Form", "Heads", "Linear", "Logits", "Matrix", "Norm", "Op", "Port",
+    "Angles", "Attend", "Elementwise", "Embed", "Heads", "Linear", "Logits", "Matrix", "Norm", "Op", "Port",
     "Program", "Quantise", "Record", "Resize", "Result", "Rope", "Select", "Slice", "Store", "Value", "Vector",
 ]  # fmt: skip

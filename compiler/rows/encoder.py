@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import ShapeInferencePass
 
 from aicc.compiler.importers import ImportedModel
-from aicc.targets.cpu.lowering import rows
-from aicc.targets.cpu.lowering.constants import evaluate, graph_inputs, is_constant
-from aicc.targets.cpu.lowering.formats import Matrix
-from aicc.targets.cpu.lowering.program import Builder, Refused
-from aicc.targets.cpu.lowering.rows import Port, Program
+from aicc.compiler.rows import program as rows
+from aicc.compiler.rows.builder import Builder, Refused
+from aicc.compiler.rows.constants import evaluate, graph_inputs, is_constant
+from aicc.compiler.rows.matrix import Matrix
+from aicc.compiler.rows.program import Port, Program
 
 _LONGEST = 512  # tokens of a sequence, where no table of positions says how many
 _HIDDEN = -1e4  # an additive mask below this hides the key, as in compiler/passes/attention_mask.py
@@ -24,8 +24,8 @@ _MOST_PORTS = 8  # AICC_MAX_PORTS
 class EncoderBuilder(Builder):
     """Makes the program of a model whose inputs are integers for each token and whose outputs rows."""
 
-    def __init__(self, imported: ImportedModel) -> None:
-        super().__init__(_with_shapes(imported.graph), Program(0, 0))
+    def __init__(self, imported: ImportedModel, family: str, head_multiple: int) -> None:
+        super().__init__(_with_shapes(imported.graph), Program(0, 0), family, head_multiple)
         self.inputs = list(self.model.graph.inputs)
         self.masks: dict[ir.Value | None, int] = {}
 

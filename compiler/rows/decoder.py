@@ -6,18 +6,19 @@ import onnx_ir as ir
 
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.passes.attention_mask import attention_visibility
-from aicc.targets.cpu.lowering import rows
-from aicc.targets.cpu.lowering.formats import Matrix
-from aicc.targets.cpu.lowering.program import Builder, Refused
-from aicc.targets.cpu.lowering.rows import Program
+from aicc.compiler.rows import program as rows
+from aicc.compiler.rows.builder import Builder, Refused
+from aicc.compiler.rows.matrix import Matrix
+from aicc.compiler.rows.program import Program
 
 
 class DecoderBuilder(Builder):
     """Makes the program of a decoder."""
 
-    def __init__(self, imported: ImportedModel) -> None:
+    def __init__(self, imported: ImportedModel, family: str, head_multiple: int) -> None:
         assert imported.llm is not None
-        super().__init__(imported.graph, Program(imported.llm.vocab_size, imported.llm.context_length))
+        program = Program(imported.llm.vocab_size, imported.llm.context_length)
+        super().__init__(imported.graph, program, family, head_multiple)
         self.windows = attention_visibility(self.model, self.program.context, caps=True)
 
     def operations(self) -> None:
