@@ -194,7 +194,7 @@ def report(engines: Sequence[Engine], measured: dict[str, Any], peaks: dict[str,
 
 def artifact_engines(artifacts: Sequence[str]) -> list[Engine]:
     """The artifacts, each given as ``NAME=PATH``."""
-    engines = []
+    engines, python = [], peers.installed()
     for name, _, path in (text.partition("=") for text in artifacts):
         manifest = Artifact.open(Path(path)).manifest
         if manifest.llm is None:
@@ -204,7 +204,7 @@ def artifact_engines(artifacts: Sequence[str]) -> list[Engine]:
             Engine(
                 f"aicc {name}" if len(artifacts) > 1 else "aicc",
                 manifest.quantization,
-                Path(sys.executable),
+                python,
                 "run_aicc.py",
                 Path(path),
                 manifest.llm.weight_bytes_per_token,
