@@ -153,7 +153,7 @@ def main() -> None:
         "--library", type=Path, metavar="FOLDER", help="of compile --emit lib, with the chat made in it"
     )
     options = parser.parse_args()
-    engines, artifact = chosen_engines(options, context=_TOGETHER * 2 * _MEMORY_TOKENS)
+    engines, artifact = chosen_engines(options, _TOGETHER * 2 * _MEMORY_TOKENS, peers.installed())
     prompts = held_out_prompts(artifact, _PROMPT_TOKENS)
     samples: dict[str, dict[str, list[float]]] = {engine.name: defaultdict(list) for engine in engines}
     if options.library:

@@ -192,9 +192,9 @@ def report(engines: Sequence[Engine], measured: dict[str, Any], peaks: dict[str,
     return rows
 
 
-def artifact_engines(artifacts: Sequence[str]) -> list[Engine]:
+def artifact_engines(artifacts: Sequence[str], python: Path) -> list[Engine]:
     """The artifacts, each given as ``NAME=PATH``."""
-    engines, python = [], peers.installed()
+    engines = []
     for name, _, path in (text.partition("=") for text in artifacts):
         manifest = Artifact.open(Path(path)).manifest
         if manifest.llm is None:
@@ -252,9 +252,14 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=machine.processor().usable_cores)
 
 
-def chosen_engines(options: argparse.Namespace, context: int) -> tuple[list[Engine], Path]:
-    """The engines asked for, each with room for ``context`` tokens, and the artifact whose tokenizer makes prompts."""
-    engines = artifact_engines(options.artifact or [f"demo={peers.ROOT / 'build/smollm2-135m.aicc'}"])
+def chosen_engines(
+    options: argparse.Namespace, context: int, python: Path = Path(sys.executable)
+) -> tuple[list[Engine], Path]:
+    """The engines asked for, each with room for ``context`` tokens, and the artifact whose tokenizer makes prompts.
+
+    ``python`` is of the environment with aicc.
+    """
+    engines = artifact_engines(options.artifact or [f"demo={peers.ROOT / 'build/smollm2-135m.aicc'}"], python)
     artifact = engines[0].model
     only = options.only or [""]
     if any(not text.startswith("aicc") for text in only):  # else nothing has to be made for the peers
@@ -294,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/DATE-MACHINE[-int8].json")
     options = parser.parse_args(arguments)
 
-    engines, artifact = chosen_engines(options, context=4 * (options.prompt_tokens + options.decode_tokens))
+    engines, artifact = chosen_engines(options, 4 * (options.prompt_tokens + options.decode_tokens), peers.installed())
     prompts = held_out_prompts(artifact, options.prompt_tokens)
     document = facts() | {"load_average": {"before": os.getloadavg()}}
     peaks = matrix_peaks(options.threads)
