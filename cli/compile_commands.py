@@ -177,10 +177,8 @@ def check(
     else:
         _print_check(report)
     if not report.supported:
-        first = report.refused[0]
         raise UnsupportedError(
-            f"{report.target} cannot run {len(report.refused)} of {report.operators} nodes of {report.model}; "
-            f"the first is {first.node or 'the model itself'} ({first.op}): {first.reason}.",
+            f"{report.target} cannot run {_refused(report)}.",
             "Choose another target (`aicc targets`), or export the model with operators this one has.",
         )
     if not report.fits:
@@ -294,10 +292,9 @@ def compile_command(
         from aicc.compiler.pipeline import compile_model
 
         with Progress() as progress, stoppable(remove_staging):
-            source = _resolve(model, progress)
             artifact = output or Path(f"{_stem(model)}.aicc" if emit == "artifact" else f"{_stem(model)}-lib")
             report = (compile_model if emit == "artifact" else compile_to_library)(
-                source,
+                model,
                 chosen if emit == "artifact" else chosen[0],  # type: ignore[arg-type]
                 artifact,
                 quant=quant,  # type: ignore[arg-type]
@@ -367,15 +364,21 @@ def _summarise(report: CompileReport, artifact: Path | None) -> None:
         )
 
 
+def _refused(report: CheckReport) -> str:
+    """What a target cannot run, and why."""
+    first = report.refused[0]
+    if not first.node:
+        return f"{report.model}: {first.reason}"
+    nodes = f"{len(report.refused)} of {report.operators} nodes of {report.model}"
+    return f"{nodes}; the first is {first.node} ({first.op}): {first.reason}"
+
+
 def _print_check(report: CheckReport) -> None:
     rows = [
         ("model", f"{report.model} ({report.kind}, {report.operators:,} nodes)"),
         ("importer", report.importer),
         ("target", report.target),
-        (
-            "supported",
-            "yes" if report.supported else f"no: {len(report.refused)} of {report.operators:,} nodes refused",
-        ),
+        ("supported", "yes" if report.supported else "no"),
         ("weights", f"{human_bytes(report.weight_bytes)}: {one_line(report.quantization)}"),
     ]
     if report.kind == "decoder":

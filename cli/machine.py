@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -50,6 +50,15 @@ def list_targets() -> TargetsDocument:
             )
         )
     return TargetsDocument(targets=rows)
+
+
+def by_family(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Rows that begin with a target's name; those of a family that say the same become one, with all their names."""
+    variants: dict[tuple[str, ...], list[str]] = {}
+    for name, *said in rows:
+        family, _, variant = name.partition(":")
+        variants.setdefault((family, *said), []).append(variant)
+    return [(f"{family}:{', '.join(names)}", *said) for (family, *said), names in variants.items()]
 
 
 def why_not_compile(target: Target) -> str:

@@ -17,7 +17,7 @@ def targets(as_json: bool) -> None:
     far it has been shown to work on the machines aicc is tested on: it runs there, it is emulated
     there, it only compiles there, or it is prepared and untested.
     """
-    from aicc.cli.machine import list_targets
+    from aicc.cli.machine import by_family, list_targets
 
     document = list_targets()
     if as_json:
@@ -32,9 +32,9 @@ def targets(as_json: bool) -> None:
         for cannot, reason in (("compile", t.compiles_reason), ("run", t.runs_reason))
         if reason
     ]
-    print_result(table("", ("target", "what it is", "compiles here", "runs here", "evidence"), rows))
+    print_result(table("", ("target", "what it is", "compiles here", "runs here", "evidence"), by_family(rows)))
     if reasons:
-        print_result(table("why not", ("target", "cannot", "reason"), reasons))
+        print_result(table("why not", ("target", "cannot", "reason"), by_family(reasons)))
 
 
 @click.command(short_help="Describe this machine and what is wrong with it.")

@@ -64,7 +64,8 @@ def bench(
         note(f"note: {result.remark}")
     if as_json:
         return print_json(result)
-    rows = [("on", f"{result.device}, {result.threads} threads"), ("load", f"{result.load_s:.2f} s")]
+    threads_used = f"{result.threads} thread{'s' if result.threads != 1 else ''}"
+    rows = [("on", f"{result.device}, {threads_used}"), ("load", f"{result.load_s:.2f} s")]
     if isinstance(result, DecoderBench):
         limit = f"{human_bytes(result.read_bandwidth_bytes_per_s)}/s this machine reads"
         rows += [

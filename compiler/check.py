@@ -7,7 +7,6 @@ artifact will have; memory is a prediction.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -16,7 +15,7 @@ import msgspec
 from aicc.compiler.coverage import refused_operators, weight_bytes_per_token
 from aicc.compiler.facts import activation_bytes, check_kv_choice, kv_bytes_per_token, kv_dtype, weight_layers
 from aicc.compiler.importers import ImportedModel, Source, preview_model
-from aicc.compiler.lowering import Refusal
+from aicc.compiler.lowering import Refusal, lowering_module
 from aicc.compiler.optimize import optimize
 from aicc.compiler.quantization.policy import Quant, quantize
 from aicc.compiler.sizes import fix_sizes
@@ -96,6 +95,8 @@ def check_model(
     """
     targets = (targets,) if isinstance(targets, Target) else targets
     target = targets[0].with_kv(kv)
+    if target.lowering is not None:
+        lowering_module(target)  # says what is missing before the model is read
     imported = preview_model(source, importer, target)
     check_kv_choice(imported.kind, kv)
     fix_sizes(imported, target, sizes)
@@ -137,6 +138,5 @@ def _refused(imported: ImportedModel, target: Target) -> list[Refusal]:
     refused = refused_operators(imported.graph, target)
     if refused or target.lowering is None:
         return refused
-    module = importlib.import_module(target.lowering.partition(":")[0])
-    asked = getattr(module, "refusals", None)
+    asked = getattr(lowering_module(target), "refusals", None)
     return asked(imported, target) if asked is not None else []

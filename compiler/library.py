@@ -19,7 +19,7 @@ from aicc.runtime.target import Target, load_object
 _MARK = "aicc_model.h"  # what says that a folder is such a library
 
 
-def compile_to_library(source: Source, target: Target, output: Path, **options: Any) -> CompileReport:
+def compile_to_library(source: str | Source, target: Target, output: Path, **options: Any) -> CompileReport:
     """Compile a model into a folder with a C header, the library, the weights and the tokenizer.
 
     Args:

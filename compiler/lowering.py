@@ -8,7 +8,13 @@ It writes its executable into ``directory`` (``variants/<name>/`` of the artifac
 every large constant into ``weights``, shared by all variants and the portable graph, and refuses
 with :class:`aicc.runtime.errors.UnsupportedError`, naming the node, what the chip cannot run.
 
-The same module may have
+Importing the module raises :class:`aicc.runtime.errors.MismatchError` if a package is missing that the
+family compiles with: ``aicc targets`` asks that way. The module may also have
+
+    prepare(target: Target) -> None
+
+which raises the same if a tool is missing that is no package. It is called before the model is read,
+and may fetch the tool. And it may have
 
     refusals(imported: ImportedModel, target: Target) -> list[Refusal]
 
@@ -18,10 +24,13 @@ which lists what ``lower`` would refuse beyond the target's own rules, without r
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Protocol
 
 from aicc.compiler.report import OpCoverage, PassRecord
+from aicc.runtime.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,19 @@ class Refusal:
     node: str
     op: str
     reason: str
+
+
+def lowering_module(target: Target) -> ModuleType:
+    """The compile half of a target's family.
+
+    Args:
+        target: One that is compiled for.
+
+    Raises:
+        MismatchError: A package is missing that it compiles with.
+    """
+    assert target.lowering is not None
+    return importlib.import_module(target.lowering.partition(":")[0])
 
 
 class WeightStore(Protocol):

@@ -86,7 +86,7 @@ class ArtifactWriter:
 
     def __enter__(self) -> Self:
         with writing(self.output):
-            _check_replaceable(self.output)
+            check_replaceable(self.output)
             self.output.parent.mkdir(parents=True, exist_ok=True)
             sweep_leftovers(self.output)
             self._require_space(self._expected_bytes)
@@ -176,7 +176,7 @@ class ArtifactWriter:
             for directory, _, files in os.walk(self.path):
                 for path in (*(Path(directory, file) for file in files), Path(directory)):
                     sync(path)
-            _check_replaceable(self.output)
+            check_replaceable(self.output)
             move_into_place(self.path, self.output)
         return Artifact.open(self.output)
 
@@ -204,7 +204,7 @@ class ArtifactWriter:
             raise no_space(self.output, needed)
 
 
-def _check_replaceable(output: Path) -> None:
+def check_replaceable(output: Path) -> None:
     """Refuse to put an artifact where something else is.
 
     Raises:

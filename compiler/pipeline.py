@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -23,12 +24,12 @@ from aicc.compiler.facts import (
     weight_layers,
 )
 from aicc.compiler.importers import ImportedModel, Source, import_model
-from aicc.compiler.lowering import LoweredVariant
+from aicc.compiler.lowering import LoweredVariant, lowering_module
 from aicc.compiler.memory import memory_bounded
 from aicc.compiler.optimize import optimize
-from aicc.compiler.package import ArtifactWriter
+from aicc.compiler.package import ArtifactWriter, check_replaceable
 from aicc.compiler.quantization.policy import Quant, quantize
-from aicc.compiler.quantization.samples import read_samples
+from aicc.compiler.quantization.samples import read_samples, sample_files
 from aicc.compiler.quantization.static import calibrate, check_calibration
 from aicc.compiler.report import CompileReport, PassRecord, PhaseRecord
 from aicc.compiler.sizes import fix_sizes
@@ -108,6 +109,11 @@ def compile_model(
     if stop_after is not None and stop_after not in PHASES:
         raise UsageError(f"there is no phase {stop_after!r}.", f"The phases are {', '.join(PHASES)}.")
     check_calibration(target, calibration is not None, quant, activations)
+    if calibration is not None:
+        sample_files(calibration)  # refuses what is not there before the model is read
+    lower = _lowering(targets)
+    if output is not None:
+        check_replaceable(output)
     report = CompileReport(target=", ".join(each.name for each in targets), quantization=quant)
 
     def finished(phase: str, imported: ImportedModel) -> bool:
@@ -116,8 +122,8 @@ def compile_model(
         return phase == stop_after
 
     with _phase(report, "import", progress, f"reading {source if isinstance(source, str) else source.name}"):
-        resolved = resolve(source) if isinstance(source, str) else source
-        imported = import_model(resolved, importer, target=target, progress=lambda line: progress("import", line))
+        resolved = resolve(source, partial(progress, "import")) if isinstance(source, str) else source
+        imported = import_model(resolved, importer, target=target, progress=partial(progress, "import"))
         report.importer = imported.importer
         report.notes = imported.notes  # later phases add to them
         if imported.chat_template is not None:
@@ -148,7 +154,6 @@ def compile_model(
     with ArtifactWriter(output, weight_bytes) as writer:
         variants = []
         with _phase(report, "lower", progress, f"lowering for {report.target}") as record:
-            lower = load_object(target.lowering)
             for each in targets:
                 name = each.name.replace(":", "-")
                 lowered: LoweredVariant = lower(imported, each, writer.variant_directory(name), writer.weights)
@@ -165,14 +170,22 @@ def compile_model(
                 writer.write_tokenizer(imported.tokenizer_json, imported.chat_template, imported.tokenizer_config)
             manifest = _manifest(imported, target, tuple(variants), lowered.producer, report)
             if measure and imported.kind == "decoder":
-                progress("package", "measuring quality against the source")
                 imported.graph = original
-                manifest = _measured(writer.stage(manifest, report), imported, target, manifest, report, max_kl)
-            elif imported.kind == "tensors":
-                progress("package", "loading it once")
-                _check_loads(writer.stage(manifest, report), output, target, report)
+                staged = writer.stage(manifest, report)
+                manifest = _measured(staged, imported, target, manifest, report, max_kl, progress)
+            elif imported.kind == "tensors" and target.provider is not None:
+                _check_loads(writer.stage(manifest, report), output, target, report, progress)
         writer.commit(manifest, report)
     return report
+
+
+def _lowering(targets: Sequence[Target]) -> Callable[..., LoweredVariant]:
+    """The compile half of a family, after it was asked whether it has what it compiles with."""
+    module = lowering_module(targets[0])
+    if hasattr(module, "prepare"):
+        for target in targets:
+            module.prepare(target)
+    return load_object(targets[0].lowering)
 
 
 @contextmanager
@@ -241,6 +254,7 @@ def _measured(
     manifest: Manifest,
     report: CompileReport,
     max_kl: float | None,
+    progress: Progress,
 ) -> Manifest:
     """The manifest with the quality of the staged artifact, if the target runs on this machine.
 
@@ -252,6 +266,7 @@ def _measured(
         if max_kl is not None:
             raise QualityError(f"quality cannot be measured: {reason}.", "Compile without a limit on it.")
         return manifest
+    progress("package", "measuring quality against the source")
     with load_artifact(staged, LoadOptions(kv_tokens=min(imported.llm.context_length, 1024))) as model:
         assert isinstance(model, Model)
         report.quality = measure_quality(model, imported)
@@ -265,18 +280,17 @@ def _measured(
     return msgspec.structs.replace(manifest, quality=report.quality)
 
 
-def _check_loads(staged: Artifact, output: Path, target: Target, report: CompileReport) -> None:
+def _check_loads(staged: Artifact, output: Path, target: Target, report: CompileReport, progress: Progress) -> None:
     """Load a staged artifact where its device is: some graphs convert, and only loading shows what is missing.
 
     Raises:
         UnsupportedError: The target cannot load what it made of the graph.
     """
-    if target.provider is None:
-        return
     compatibility = load_object(target.provider)().compatibility(find_variant(staged, None))
     if compatibility.fit in (Fit.UNSUPPORTED, Fit.RECOMPILE):
         report.notes.append(f"it was not loaded: {compatibility.reason}")
         return
+    progress("package", "loading it once")
     try:
         with memory_bounded(staged.manifest.memory.weight_bytes):
             load_artifact(staged).close()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from grpc_tools import protoc
 
+from aicc.cli.machine import by_family
 from aicc.cli.reference import reference
 from aicc.compiler.plan.constants import constants, figures
 from aicc.runtime.target import all_targets
@@ -20,12 +21,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def targets_table() -> str:
-    """Every target as a row; what is true of the target, not of this machine."""
+    """Every target, a row for those of a family that are alike; what is true of the target, not of this machine."""
     rows = ["| target | what it is | shown | needs |", "|---|---|---|---|"]
-    rows += [
-        f"| `{t.name}` | {t.description} | {t.evidence} | {f'`aicc[{t.extra}]`' if t.extra else ''} |"
-        for t in all_targets().values()
-    ]
+    targets = all_targets().values()
+    said = ((t.name, t.description, t.evidence, f"`aicc[{t.extra}]`" if t.extra else "") for t in targets)
+    rows += [f"| `{name}` | {' | '.join(rest)} |" for name, *rest in by_family(said)]
     return "\n".join(rows)
 
 

@@ -6,9 +6,7 @@ numbers before, and puts lazy weights into the graph after.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +21,7 @@ from aicc.compiler.importers.corrections import (
     refuse_inexact,
 )
 from aicc.compiler.importers.lazy import onnx_tensor
+from aicc.compiler.quiet import quiet
 from aicc.runtime.errors import AiccError, IntegrityError, UnsupportedError
 
 # Largest numbers any published model comes near to. Beyond them a config is damaged or hostile:
@@ -93,7 +92,7 @@ def make_config(make: Callable[[], Any], where: str) -> Any:
         IntegrityError: The values break a rule; transformers' reason is given.
     """
     try:
-        with _quiet():
+        with quiet():
             return make()
     except Exception as error:  # transformers validates with many kinds of exception; one line is enough
         reason = " ".join(str(error).split())[:300]
@@ -120,7 +119,7 @@ def build_graph(hf_config: Any, where: str) -> BuiltGraph:
         task = _default_task_for_model(model_type)
         module = module_class(config)
         correct_module(module, hf_config)
-        with _quiet():
+        with quiet():
             package = build_from_module(module, config, task, execution_provider="onnx-standard")
     except AiccError:
         raise
@@ -141,17 +140,6 @@ def build_graph(hf_config: Any, where: str) -> BuiltGraph:
         why = "beyond, this model attends to a window, or turns positions by other angles, and the graph does not"
         notes.append(f"the context is {length} of {full} tokens: {why}")
     return BuiltGraph(package["model"], module, config, task, length, notes)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the libraries' progress notes off stderr; they are not about the user's model."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def bind_weights(

@@ -6,35 +6,39 @@ import onnx_ir as ir
 import onnxscript.optimizer
 from onnx_ir.passes import Sequential, common
 
+from aicc.compiler.quiet import quiet
+
 # Only small constants are folded: folding a weight would read it, and undo its quantisation.
 _LIMIT_BYTES = 1024
 
 
 def simplify(model: ir.Model) -> None:
     """Everything onnxscript knows, in place; transposed weights are folded too."""
-    onnxscript.optimizer.optimize_ir(
-        model, input_size_limit=_LIMIT_BYTES, output_size_limit=_LIMIT_BYTES, onnx_shape_inference=False
-    )
+    with quiet():
+        onnxscript.optimizer.optimize_ir(
+            model, input_size_limit=_LIMIT_BYTES, output_size_limit=_LIMIT_BYTES, onnx_shape_inference=False
+        )
 
 
 def fold_shapes(model: ir.Model) -> None:
     """Constant folding alone, in place, following shapes from node to node; no weight is read."""
-    onnxscript.optimizer.fold_constants_ir(
-        model,
-        onnx_shape_inference=True,
-        input_size_limit=_LIMIT_BYTES,
-        output_size_limit=_LIMIT_BYTES,
-        should_fold=_unless_large,
-    )
-    Sequential(
-        common.IdentityEliminationPass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.DeduplicateInitializersPass(),
-        common.CommonSubexpressionEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedOpsetsPass(),
-        common.NameFixPass(),
-    )(model)
+    with quiet():
+        onnxscript.optimizer.fold_constants_ir(
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=_LIMIT_BYTES,
+            output_size_limit=_LIMIT_BYTES,
+            should_fold=_unless_large,
+        )
+        Sequential(
+            common.IdentityEliminationPass(),
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            common.DeduplicateInitializersPass(),
+            common.CommonSubexpressionEliminationPass(),
+            common.RemoveUnusedNodesPass(),
+            common.RemoveUnusedOpsetsPass(),
+            common.NameFixPass(),
+        )(model)
 
 
 def _unless_large(node: ir.Node) -> bool | None:

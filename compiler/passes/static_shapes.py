@@ -39,19 +39,22 @@ class StaticShapes(InPlacePass):
         """
         for value in model.graph.inputs:
             value.shape = ir.Shape(self.shapes.get(str(value.name), value.shape))
-        for _ in range(_ROUNDS):
-            _infer(model)
-            fold_shapes(model)
-            if _first_unknown(model) is None:
-                return PassResult(model, modified=True)
-        _infer(model)
-        if (unknown := _first_unknown(model)) is not None:
+        if (unknown := _settle(model)) is not None:
             raise UnsupportedError(
                 f"{unknown.op_type} ({unknown.name or unknown.outputs[0].name}) makes a tensor whose size is known "
                 "only when it runs, and the target runs fixed shapes alone.",
                 "Export the model with fixed sizes, or compile it for --target openvino:cpu.",
             )
         return PassResult(model, modified=True)
+
+
+def fix_outputs(model: ir.Model) -> None:
+    """Give the outputs of a graph the shapes that follow from its inputs', as far as shape inference can tell."""
+    settled = model.clone()
+    _settle(settled)
+    for output, found in zip(model.graph.outputs, settled.graph.outputs, strict=True):
+        if is_static(found):
+            output.shape = found.shape
 
 
 def is_static(value: ir.Value) -> bool:
@@ -103,6 +106,17 @@ def input_shapes(graph: ir.Graph, sizes: Mapping[str, int]) -> dict[str, tuple[i
             f"the model has no size called {unknown[0]!r}.", f"It has: {', '.join(sorted(known)) or 'none left open'}."
         )
     return found
+
+
+def _settle(model: ir.Model) -> ir.Node | None:
+    """Infer all shapes from those of the inputs; the first node that has none then, None if all have."""
+    for _ in range(_ROUNDS):
+        _infer(model)
+        fold_shapes(model)
+        if _first_unknown(model) is None:
+            return None
+    _infer(model)
+    return _first_unknown(model)
 
 
 def _infer(model: ir.Model) -> None:

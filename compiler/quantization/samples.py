@@ -41,16 +41,8 @@ def read_samples(path: Path, imported: ImportedModel) -> list[Sample]:
         ResourceError: The arrays of a file do not fit the memory.
     """
     specs = graph_signatures(imported.graph)["default"].inputs
-    if not path.exists():
-        raise UsageError(f"the calibration data {path} does not exist.", _FORMS)
-    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-    if not files:
-        raise UsageError(
-            f"the folder {path} has no .npz file.",
-            f"Prepare images and sound as the model's authors say, and save the arrays. {what_it_takes(specs)}",
-        )
     samples = []
-    for file in files:
+    for file in sample_files(path):
         found = _read_arrays(file, specs) if zipfile.is_zipfile(file) else _read_text(file, specs, imported)
         try:
             samples += [check_inputs(specs, sample) for sample in found]
@@ -59,6 +51,22 @@ def read_samples(path: Path, imported: ImportedModel) -> list[Sample]:
     if not samples:
         raise UsageError(f"{path} has no sample.", _FORMS)
     return samples
+
+
+def sample_files(path: Path) -> list[Path]:
+    """The files that :func:`read_samples` would read, in order.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if not path.exists():
+        raise UsageError(f"the calibration data {path} does not exist.", _FORMS)
+    if files := sorted(path.glob("*.npz")) if path.is_dir() else [path]:
+        return files
+    raise UsageError(
+        f"the folder {path} has no .npz file.",
+        "Prepare images and sound as the model's authors say, and save the arrays by the names of the model's inputs.",
+    )
 
 
 def _read_arrays(file: Path, specs: tuple[TensorSpec, ...]) -> list[Sample]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from onnxruntime.quantization import (
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.quantization.policy import Quant, quantize
 from aicc.compiler.quantization.samples import Sample
+from aicc.compiler.quiet import quiet
 from aicc.runtime.errors import ResourceError, UnsupportedError, UsageError
 from aicc.runtime.target import Target
 
@@ -118,7 +118,7 @@ def _quantised(model: ir.Model, kind: str, samples: Sequence[Sample], folder: Pa
     if model.graph.opset_imports[""] < _OPSET:
         newer = onnx.version_converter.convert_version(onnx.load(source), _OPSET)
         onnx.save(newer, source, save_as_external_data=external)
-    with _quiet():
+    with quiet(), contextlib.redirect_stdout(io.StringIO()):
         # Folds batch normalisation into convolutions and transposes into weights, so that weights are constants.
         quant_pre_process(source, prepared, skip_symbolic_shape=True, save_as_external_data=external)
         operators = {node.op_type for node in ir.load(prepared).graph} - _CONTROL
@@ -161,15 +161,3 @@ class _Reader(CalibrationDataReader):
 
     def __len__(self) -> int:
         return len(self._samples)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without what onnxruntime's quantiser prints and warns of along the way."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)

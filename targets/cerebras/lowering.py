@@ -63,6 +63,16 @@ class Package(msgspec.Struct, frozen=True):
     placement: tuple[Region, ...]
 
 
+def prepare(target: Target) -> None:
+    """Fetch the tool, if it is not here yet.
+
+    Raises:
+        MismatchError: It is not for this machine.
+        AiccError: It cannot be fetched.
+    """
+    find_tool()
+
+
 def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
     """Models of tensors: the subset was tried on decoders alone."""
     return [] if imported.llm is not None else [Refusal("", "model", f"{target.family} takes decoders alone so far")]

@@ -11,8 +11,8 @@ TARGETS = tuple(
     Target(
         family="ethos-u",
         variant=f"{generation}-{macs}",
-        description=f"Arm Ethos-{generation.upper()} with {macs:,} multipliers, by Arm's Vela: calibrated int8 models "
-        "of tensors; numbers checked by the TOSA reference model",
+        description=f"Arm Ethos-{generation.upper()} with as many multipliers as the name says, by Arm's Vela: "
+        "calibrated int8 models of tensors; numbers checked by the TOSA reference model",
         lowering="aicc.targets.ethos_u.lowering:lower",
         provider="aicc.targets.ethos_u.provider:EthosUProvider",
         device="TOSA",

@@ -28,6 +28,7 @@ from aicc.runtime.target import Target
 from aicc.targets.hexagon.session import PACKAGE, UNSUPPORTED, installed
 from aicc.targets.static_decoder import BIAS
 
+installed()  # or nothing is compiled
 _SECONDS = 3600  # for one graph; real ones take seconds
 _EXTERNAL_BYTES = 1 << 30  # a file of a graph ends at 2 GiB, so larger weights lie beside it
 

@@ -42,6 +42,42 @@ def test_a_choice_of_activations_that_the_target_does_not_leave_is_refused(aicc:
     assert not (tmp_path / "m.aicc").exists()
 
 
+def test_what_is_missing_to_compile_is_said_before_the_model_is_looked_for(aicc: Run, tmp_path: Path):
+    """None of these names a model there is."""
+    (tmp_path / "notes.aicc").write_text("mine")
+    model = ("compile", tmp_path / "no-such-model")
+    for options, code, message in (
+        (("--target", "cpu", "--cc", "no-such-compiler"), 4, "no C compiler 'no-such-compiler'"),
+        (("--target", "ethos-u", "--calibrate", tmp_path / "x.npz"), 2, "x.npz does not exist"),
+        (("-o", tmp_path / "notes.aicc"), 2, "is a file, so it is not replaced"),
+    ):
+        done = aicc(*model, *options)
+        assert (done.code, message in done.err) == (code, True), done.err
+        assert "reading" not in done.err
+
+
+def test_a_compile_says_it_loads_or_measures_only_where_it_does(aicc: Run, onnx_file: Path, tmp_path: Path):
+    loaded = {}
+    for target in ("openvino:cpu", "groq:lpu"):
+        done = aicc("compile", onnx_file, "-o", tmp_path / "m.aicc", "--target", target)
+        assert done.code == 0, done.err
+        loaded[target] = "loading it once" in done.err
+    assert loaded == {"openvino:cpu": True, "groq:lpu": False}
+
+
+def test_a_model_that_is_refused_as_a_whole_is_said_so(aicc: Run, onnx_file: Path):
+    done = aicc("check", onnx_file, "--target", "cerebras")
+    assert done.code == 3
+    assert "cerebras:wse3 cannot run affine.onnx: cerebras takes decoders alone so far" in done.err
+
+
+def test_outputs_have_the_sizes_that_follow_from_those_of_the_inputs(aicc: Run, onnx_file: Path, tmp_path: Path):
+    assert aicc("compile", onnx_file, "-o", tmp_path / "m.aicc", "--target", "openvino:npu", "--size", "n=5").code == 0
+    outputs = Artifact.open(tmp_path / "m.aicc").manifest.signatures["default"].outputs
+    assert [output.shape for output in outputs] == [(5, 3), (5, 3)]
+    assert "sum/0 float32[5, 3]" in aicc("inspect", tmp_path / "m.aicc").out
+
+
 def test_sizes_are_for_targets_of_fixed_shapes_and_for_dimensions_the_model_leaves_open(aicc: Run, tmp_path: Path):
     relu = helper.make_node("Relu", ["x"], ["y"])
     save_onnx(tmp_path / "open.onnx", [relu], {"x": ["batch", "width"]}, {"y": ["batch", "width"]})

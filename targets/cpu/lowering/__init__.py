@@ -29,6 +29,15 @@ from aicc.targets.cpu.lowering.toolchain import compile_library, producer
 SOURCE_FILE = "model.c"
 
 
+def prepare(target: Target) -> None:
+    """Ask for the C compiler.
+
+    Raises:
+        MismatchError: There is none.
+    """
+    producer(target)
+
+
 def lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
     """Write ``model.c`` and the library made of it.
 

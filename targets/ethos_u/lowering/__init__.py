@@ -40,6 +40,7 @@ except ModuleNotFoundError as _missing:
     raise MismatchError("compiling for Ethos-U needs tosa-tools.", INSTALL) from _missing
 from aicc.targets.ethos_u.lowering.vela import compile_program, version
 
+version()  # of Vela, or nothing is compiled
 # What calibration folds into constants and convolutions, where it can.
 _FOLDED = {
     "BatchNormalization", "Cast", "Constant", "ConstantOfShape", "DequantizeLinear", "Gather", "Identity", "Pad",

@@ -7,6 +7,7 @@ end for ``tpu:host``, which is how its numbers are checked.
 from __future__ import annotations
 
 import time
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ jax.config.update("jax_traceback_in_locations_limit", 0)  # or the StableHLO nam
 _CHUNK = 128  # new tokens of a decoder's step that reads a prompt; another takes one
 _PLATFORMS = ("tpu", "cpu")
 _MEMORY = ("argument", "output", "temp", "alias", "generated_code")
+
+
+def prepare(target: Target) -> None:
+    """Start the chip's compiler.
+
+    Raises:
+        MismatchError: It is not installed, or another program has it.
+    """
+    _device(target.device)
 
 
 def lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
@@ -128,18 +138,7 @@ def _export(model: ir.Model, exact: bool) -> export.Exported:
 
 def _compile(exported: export.Exported, target: Target) -> Any:
     """An executable for the target's device, which need not be here."""
-    if target.device in TOPOLOGIES:
-        try:
-            topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[target.device])
-        except RuntimeError as error:
-            raise MismatchError(
-                f"libtpu, which compiles for {target.device}, cannot be used: {_first_line(error)}.",
-                "End the program that uses the TPU; or install libtpu again: pip install 'aicc[tpu]'",
-            ) from error
-        device = topology.devices[0]
-    else:
-        device = jax.devices("cpu")[0]
-    sharding = SingleDeviceSharding(device)
+    sharding = SingleDeviceSharding(_device(target.device))
     types = [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding) for t in exported.in_avals]
     weights, inputs = jax.tree.unflatten(exported.in_tree, types)[0]
     try:
@@ -153,6 +152,20 @@ def _compile(exported: export.Exported, target: Target) -> Any:
             ) from error
         raise UnsupportedError(
             f"XLA cannot compile the model for {target.device}: {_first_line(error)}.", "Compile for another target."
+        ) from error
+
+
+@cache
+def _device(name: str) -> Any:
+    """What the compiler compiles for, by a target's name of it."""
+    if name not in TOPOLOGIES:
+        return jax.devices("cpu")[0]
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[name]).devices[0]
+    except RuntimeError as error:
+        raise MismatchError(
+            f"libtpu, which compiles for {name}, cannot be used: {_first_line(error)}.",
+            "End the program that uses the TPU; or install libtpu again: pip install 'aicc[tpu]'",
         ) from error
 
 
