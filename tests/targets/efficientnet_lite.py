@@ -48,6 +48,20 @@ def photos(names: tuple[str, ...] = PHOTOS) -> NDArray[np.float32]:
     return np.stack(found)
 
 
+def lines_of_text(texts: tuple[str, ...], height: int, width: int) -> NDArray[np.float32]:
+    """Each text as a picture ``[N, 3, height, width]``, as PP-OCR's authors prepare them, and again upside down."""
+    _packages()
+    from PIL import Image, ImageDraw, ImageFont
+
+    pictures = []
+    for text in texts:
+        image = Image.new("RGB", (width, height), "white")
+        ImageDraw.Draw(image).text((4, 4), text, "black", ImageFont.load_default(int(0.7 * height)))
+        upright = np.asarray(image, np.float32)
+        pictures += [upright, upright[::-1, ::-1]]
+    return np.stack([(picture / 127.5 - 1).transpose(2, 0, 1) for picture in pictures])
+
+
 def all_names() -> tuple[str, ...]:
     """Every picture of the package that has a size to crop."""
     known = (path for path in (_packages() / "skimage" / "data").iterdir() if path.suffix in (".png", ".jpg"))

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from efficientnet_lite import all_names, export, photos
+from efficientnet_lite import all_names, export, lines_of_text, photos
 from integer_graph import evaluate
 from onnx import TensorProto, helper, numpy_helper
 from tolerances import TOLERANCES
@@ -21,6 +21,7 @@ from aicc.compiler.check import check_model
 from aicc.compiler.graph_file import load_graph
 from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
+from aicc.compiler.sources import resolve
 from aicc.runtime import load
 from aicc.runtime.artifact import Artifact
 from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UnsupportedError, UsageError
@@ -69,6 +70,67 @@ def test_efficientnet_names_what_it_did_before_and_every_byte_is_that_of_exact_i
     graph = load_graph(artifact)
     for image, values in zip(images[:3], steps, strict=False):
         assert np.array_equal(evaluate(graph, image[None])[0], values)
+
+
+@pinned
+def test_text_is_upright_where_it_was_before_and_every_byte_is_that_of_exact_integers(tmp_path: Path) -> None:
+    """PP-OCR's classifier of directions whole, with its softmax, and means over more than 64 pixels."""
+    lines = lines_of_text(("Hello world", "aicc 0.1", "Ethos-U55", "The quick fox"), 48, 192)
+    np.savez(tmp_path / "x.npz", x=lines)
+    sizes = {"x.2": 48, "x.3": 192}
+    out = tmp_path / "cls.aicc"
+    compile_model("rapidocr-cls", "ethos-u:u55-128", out, calibration=tmp_path / "x.npz", sizes=sizes, graph=True)
+    source = onnxruntime.InferenceSession(resolve("rapidocr-cls").path)
+    expected = np.concatenate([source.run(None, {"x": line[None]})[0] for line in lines])
+    with load(out) as session:
+        found = np.concatenate([next(iter(session.run({"x": line[None]}).values())) for line in lines])
+    assert np.array_equal(found.argmax(axis=1), expected.argmax(axis=1))
+    assert set(expected.argmax(axis=1)) == {0, 1}
+    artifact = Artifact.open(out)
+    (port,) = msgspec.json.decode(artifact.file("variants/ethos-u-u55-128/ports.json").read_bytes())["outputs"]
+    steps = np.rint(found / np.float32(port["scale"])).astype(np.int64) + port["zero_point"]
+    graph = load_graph(artifact)
+    for line, values in zip(lines[:3], steps, strict=False):
+        assert np.array_equal(evaluate(graph, line[None])[0], values)
+
+
+@pytest.mark.parametrize(("count", "scale"), [(1, 0.1), (2, 3.0), (10, 0.08), (256, 0.04)])
+def test_a_softmax_is_within_a_step_of_the_exact_one(count: int, scale: float, tmp_path: Path) -> None:
+    """Of rows along the channels of an image, whose axis is moved to the end and back."""
+    x = np.clip(np.random.default_rng(count).normal(0, 50, (1, count, 2, 8)), -127, 127).astype(np.float32) * scale
+    np.savez(tmp_path / "x.npz", x=x)
+    node = helper.make_node("Softmax", ["x"], ["y"], name="last", axis=1)
+    source = save(tmp_path / "soft.onnx", [node], [1, count, 2, 8], {})
+    compile_model(source, "ethos-u:u65-256", tmp_path / "m.aicc", calibration=tmp_path / "x.npz", graph=True)
+    artifact = Artifact.open(tmp_path / "m.aicc")
+    ports = msgspec.json.decode(artifact.file("variants/ethos-u-u65-256/ports.json").read_bytes())
+    step = ports["inputs"][0]["scale"]
+    held = np.clip(np.rint(x / np.float32(step)) + ports["inputs"][0]["zero_point"], -128, 127)
+    exact = np.exp(step * (held - held.max(axis=1, keepdims=True)))
+    with load(tmp_path / "m.aicc") as session:
+        found = session.run({"x": x})["y"]
+    most = 128 - ports["outputs"][0]["zero_point"]  # what the output's range ends at
+    exact = np.minimum(exact / exact.sum(axis=1, keepdims=True), most * ports["outputs"][0]["scale"])
+    assert np.abs(found - exact).max() <= 1.01 * ports["outputs"][0]["scale"]
+
+
+def test_images_are_enlarged_by_whole_numbers(tmp_path: Path) -> None:
+    """By repeated pixels, and by convolutions that do not overlap: a detector's way back to the size of its input."""
+    nodes = [
+        helper.make_node("ConvTranspose", ["x", "w"], ["a"], name="blocks", strides=[2, 2]),
+        helper.make_node("Relu", ["a"], ["b"], name="cut"),
+        helper.make_node("Resize", ["b", "", "scales"], ["y"], name="repeat", mode="nearest", nearest_mode="floor",
+                         coordinate_transformation_mode="asymmetric"),
+    ]  # fmt: skip
+    weights = {"w": random(3, 5, 2, 2), "scales": np.array([1, 1, 2, 3], np.float32)}
+    source = save(tmp_path / "m.onnx", nodes, [1, 3, 6, 4], weights)
+    compile_model(source, "ethos-u:u85-256", tmp_path / "m.aicc", calibration=sample(tmp_path, 3, 6, 4))
+    image = random(4, 3, 6, 4)[:1]
+    (expected,) = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"x": image})
+    with load(tmp_path / "m.aicc") as session:
+        found = session.run({"x": image})["y"]
+    assert found.shape == expected.shape == (1, 5, 24, 24)
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
 @pinned
@@ -128,7 +190,7 @@ def random(*shape: int) -> np.ndarray:
 
 
 def branches(folder: Path) -> Source:
-    """What efficientnet lacks: strides that leave rows over, pooling, branches, tables, products."""
+    """What efficientnet lacks: strides that leave rows over, a dead channel, pooling, branches, tables, products."""
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"], name="stem", strides=[2, 2]),
         helper.make_node("HardSwish", ["a"], ["b"], name="swish"),
@@ -142,7 +204,8 @@ def branches(folder: Path) -> Source:
         helper.make_node("Reshape", ["i", "rows"], ["j"], name="flat"),
         helper.make_node("MatMul", ["j", "m"], ["y"], name="product"),
     ]
-    weights = {"w": random(8, 3, 3, 3), "bias": random(1, 16, 1, 1), "m": random(16, 5), "rows": np.array([1, 49, 16])}
+    filters = random(8, 3, 3, 3) * np.arange(8, dtype=np.float32).reshape(8, 1, 1, 1)  # the first finds nothing
+    weights = {"w": filters, "bias": random(1, 16, 1, 1), "m": random(16, 5), "rows": np.array([1, 49, 16])}
     return save(folder / "branches.onnx", nodes, [1, 3, 16, 16], weights)
 
 
@@ -194,12 +257,12 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_what_the_chip_cannot_run_is_refused_by_node_with_a_remedy(tmp_path: Path) -> None:
     data, out = sample(tmp_path, 4), tmp_path / "m.aicc"
-    soft = save(tmp_path / "soft.onnx", [helper.make_node("Softmax", ["x"], ["y"], name="last")], [1, 4], {})
+    norm = save(tmp_path / "norm.onnx", [helper.make_node("LpNormalization", ["x"], ["y"], name="last")], [1, 4], {})
     gate = [helper.make_node("Sigmoid", ["x"], ["y"], name="gate")]
     free, fixed = save(tmp_path / "n.onnx", gate, [1, "k"], {}), save(tmp_path / "g.onnx", gate, [1, 4], {})
-    with pytest.raises(UnsupportedError, match=r"Softmax \(last\).*Cut the graph"):
-        compile_model(soft, "ethos-u:u55-128", out, calibration=data)
-    assert [refusal.node for refusal in check_model(soft, find_target("ethos-u")).refused] == ["last"]
+    with pytest.raises(UnsupportedError, match=r"LpNormalization \(last\).*Cut the graph"):
+        compile_model(norm, "ethos-u:u55-128", out, calibration=data)
+    assert [refusal.node for refusal in check_model(norm, find_target("ethos-u")).refused] == ["last"]
     pool = helper.make_node("AveragePool", ["x"], ["y"], name="pool", kernel_shape=[2, 2], auto_pad="SAME_UPPER")
     padded = save(tmp_path / "p.onnx", [pool], [1, 3, 5, 5], {})
     np.savez(tmp_path / "images.npz", x=random(4, 3, 5, 5))

@@ -32,7 +32,8 @@ from aicc.targets.ethos_u.layout import (
 )
 
 try:
-    from aicc.targets.ethos_u.lowering.operators import OPERATORS, Node, Refused, Tensor, array, unsupported
+    from aicc.targets.ethos_u.lowering.node import Node, Refused, Tensor, array, unsupported
+    from aicc.targets.ethos_u.lowering.operators import OPERATORS
     from aicc.targets.ethos_u.lowering.program import Program
 except ModuleNotFoundError as _missing:
     if _missing.name != "tosa_serializer":

@@ -1,195 +1,22 @@
-"""From ONNX operators between ``DequantizeLinear`` and ``QuantizeLinear`` to TOSA's on integers.
-
-A tensor of rank 4 has its channels last in the program; shapes, axes and paddings here are ONNX's.
-"""
+"""From ONNX operators between ``DequantizeLinear`` and ``QuantizeLinear`` to TOSA's on integers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from aicc.runtime.errors import UnsupportedError
-from aicc.targets.ethos_u.lowering.program import DType, Op, Program, ts
+from aicc.targets.ethos_u.lowering.node import FIRST, LAST, Node, Refused, Tensor, array
+from aicc.targets.ethos_u.lowering.program import Op, ts
+from aicc.targets.ethos_u.lowering.softmax import softmax
 
-_LAST = (0, 2, 3, 1)  # channels last
-_FIRST = (0, 3, 1, 2)
+# Ways to ask for a pixel of an image enlarged by a whole number that give the one it lies in.
+_REPEATS = {("asymmetric", "floor")} | {("half_pixel", way) for way in ("round_prefer_floor", "round_prefer_ceil")}
 _ADD_BITS = 20  # of head room that sums of rescaled 8-bit values get, as in TensorFlow Lite
-
-
-class Refused(Exception):
-    """A node the program cannot have, with the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """An int8 tensor of the program.
-
-    Attributes:
-        name: In the program.
-        shape: As ONNX has it.
-        scale: Step between neighbouring integers.
-        zero: The integer that means 0.
-        values: Of a constant, None of an activation.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    scale: float
-    zero: int
-    values: NDArray[np.int8] | None = None
-
-    @property
-    def stored(self) -> tuple[int, ...]:
-        """The shape in the program."""
-        return stored(self.shape)
-
-
-def stored(shape: Sequence[int]) -> tuple[int, ...]:
-    """A shape with its channels last if it has rank 4."""
-    return tuple(shape[axis] for axis in _LAST) if len(shape) == 4 else tuple(shape)
-
-
-def array(value: ir.Value | None) -> NDArray[np.generic] | None:
-    """A constant's values, None of anything else."""
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return None if tensor is None else tensor.numpy()
-
-
-class Node:
-    """One operator with its operands and its result as integers."""
-
-    def __init__(self, node: ir.Node, program: Program, inputs: list[Tensor | None], output: Tensor) -> None:
-        self.node, self.program, self.inputs, self.output = node, program, inputs, output
-        self._parts = 0
-
-    def part(self) -> str:
-        """A name for an intermediate tensor."""
-        self._parts += 1
-        return f"{self.output.name}/{self._parts}"
-
-    def ints(self, name: str, default: Sequence[int]) -> tuple[int, ...]:
-        """An attribute of several integers."""
-        attribute = self.node.attributes.get(name)
-        return tuple(attribute.as_ints()) if attribute is not None else tuple(default)
-
-    def refuse_implicit_areas(self) -> None:
-        """Refuse padding that follows from sizes, and areas cut off by the edge."""
-        attributes = self.node.attributes
-        if attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or attributes.get_int("ceil_mode", 0):
-            raise Refused("auto_pad and ceil_mode have to be left out")
-
-    def weight(self, index: int) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-        """Symmetric int8 values and their scales, one or one a channel."""
-        dequantize = self.node.inputs[index].producer()
-        values, scales, zeros = (array(value) for value in dequantize.inputs)
-        if values is None or values.dtype != np.int8 or np.any(zeros):
-            raise Refused("its weights are not symmetric int8 constants")
-        return values, np.atleast_1d(scales).astype(np.float64)
-
-    def bias(self, index: int, channels: int) -> NDArray[np.int32]:
-        """What is added to the sums of products, one a channel."""
-        if len(self.node.inputs) <= index or self.node.inputs[index] is None:
-            return np.zeros(channels, np.int32)
-        values = array(self.node.inputs[index].producer().inputs[0])
-        if values is None or values.dtype != np.int32:
-            raise Refused("its bias is not an int32 constant")
-        return values.reshape(-1)
-
-    def finish(
-        self, sums: str, scales: NDArray[np.float64] | Sequence[float], zero: int = 0, dtype: str = "int32"
-    ) -> None:
-        """Bring a result to the output's scale; ``scales`` are what its integers stand for."""
-        factors = [float(scale) / self.output.scale for scale in scales]
-        if len(set(factors)) == 1:
-            factors = factors[:1]
-        self.program.rescale(
-            self.output.name, sums, self.output.stored, factors, (zero, self.output.zero), (dtype, "int8")
-        )
-
-    def convolve(
-        self,
-        image: str,
-        size: tuple[int, int, int, int],
-        weight: NDArray[np.int8],
-        bias: NDArray[np.int32],
-        depthwise: bool,
-        *,
-        strides: Sequence[int] = (1, 1),
-        pads: Sequence[int] = (0, 0, 0, 0),
-        dilations: Sequence[int] = (1, 1),
-    ) -> str:
-        """Sums of products, int32.
-
-        Args:
-            image: The input, channels last.
-            size: Its shape ``[1, H, W, C]``.
-            weight: ``[O, H, W, C]``, or ``[H, W, C, M]`` if depthwise.
-            bias: ``[O]``.
-            depthwise: Whether each channel is convolved by itself.
-            strides: Down and to the right.
-            pads: Top, left, bottom, right.
-            dilations: As strides.
-        """
-        kernel = weight.shape[:2] if depthwise else weight.shape[1:3]
-        lows, highs, sizes = list(pads[:2]), list(pads[2:]), list(size[1:3])
-        for axis in range(2):  # TOSA has no rows that a stride leaves over
-            spare = (sizes[axis] - 1 + lows[axis] + highs[axis] - (kernel[axis] - 1) * dilations[axis]) % strides[axis]
-            sizes[axis] -= max(0, spare - highs[axis])
-            highs[axis] = max(0, highs[axis] - spare)
-        if sizes != list(size[1:3]):
-            cut = [size[0], *sizes, size[3]]
-            image = self.program.add(
-                self.part(), Op.SLICE, [image, self.program.sizes([0] * 4), self.program.sizes(cut)], cut, "int8"
-            )
-        outer = [
-            (sizes[a] - 1 + lows[a] + highs[a] - (kernel[a] - 1) * dilations[a]) // strides[a] + 1 for a in range(2)
-        ]
-        zeros = [self.program.constant(np.array([zero], np.int8)) for zero in (self.inputs[0].zero, 0)]
-        operands = [image, self.program.constant(weight), self.program.constant(bias), *zeros]
-        padding = [lows[0], highs[0], lows[1], highs[1]]
-        return self.program.add(
-            self.part(),
-            Op.DEPTHWISE_CONV2D if depthwise else Op.CONV2D,
-            operands,
-            [size[0], *outer, len(bias)],
-            "int32",
-            *(padding, list(strides), list(dilations), False, DType.INT32),
-        )
-
-    def reshaped(self, tensor: Tensor, shape: Sequence[int], order: Sequence[int] | None = None) -> str:
-        """A tensor in another stored shape, after its stored axes were put in another order."""
-        name, sizes = tensor.name, tensor.stored
-        if order is not None and _moves(sizes, order):
-            sizes = tuple(sizes[axis] for axis in order)
-            name = self.program.add(self.part(), Op.TRANSPOSE, [name], sizes, "int8", list(order))
-        if tuple(shape) == sizes:
-            return name
-        return self.program.add(self.part(), Op.RESHAPE, [name, self.program.sizes(shape)], shape, "int8")
-
-    def operand(self, index: int) -> Tensor:
-        """An input broadcast to the output's rank."""
-        tensor = self.inputs[index]
-        shape = (1,) * (len(self.output.shape) - len(tensor.shape)) + tensor.shape
-        if tensor.values is not None:
-            values = tensor.values.reshape(shape)
-            values = values.transpose(_LAST) if values.ndim == 4 else values
-            return Tensor(self.program.constant(np.ascontiguousarray(values)), shape, tensor.scale, tensor.zero)
-        if shape == tensor.shape:
-            return tensor
-        return Tensor(self.reshaped(tensor, stored(shape)), shape, tensor.scale, tensor.zero)
-
-
-def _moves(sizes: Sequence[int], order: Sequence[int]) -> bool:
-    """Whether reordering axes moves anything but axes of size 1."""
-    kept = [axis for axis in order if sizes[axis] > 1]
-    return kept != sorted(kept)
 
 
 def _conv(n: Node) -> None:
@@ -218,6 +45,31 @@ def _conv(n: Node) -> None:
     n.finish(sums, image.scale * scales)
 
 
+def _conv_transpose(n: Node) -> None:
+    """Blocks that pixels make alone: products of 1 by 1 for all places of a block, put in their places then."""
+    weight, scales = n.weight(1)
+    image = n.inputs[0]
+    n.refuse_implicit_areas()
+    if weight.ndim != 4 or n.node.attributes.get_int("group", 1) != 1:
+        raise Refused("only convolutions in two dimensions and one group are taken")
+    spread = {*n.ints("pads", ()), *n.ints("output_padding", ())} - {0} or {*n.ints("dilations", ())} - {1}
+    if spread or weight.shape[2:] != n.ints("strides", (1, 1)):
+        raise Refused("only blocks that neither overlap nor leave gaps are taken")
+    channels, results, high, wide = weight.shape
+    if len(scales) > 1 and n.weight_axis(1) != 1:
+        raise Refused("its weights have a scale for each channel of the input")
+    kernel = np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, 1, 1, channels))
+    sums = n.convolve(image.name, image.stored, kernel, np.tile(n.bias(2, results), high * wide), False)
+    _, _, rows, columns = image.shape
+    factors = np.tile(np.broadcast_to(image.scale * scales / n.output.scale, results), high * wide).tolist()
+    sizes = (1, rows, columns, len(kernel))
+    blocks = n.program.rescale(n.part(), sums, sizes, factors, (0, n.output.zero), ("int32", "int8"))
+    split, joined = (rows, columns, high, wide * results), (rows, high, columns, wide * results)
+    blocks = n.program.add(n.part(), Op.RESHAPE, [blocks, n.program.sizes(split)], split, "int8")
+    blocks = n.program.add(n.part(), Op.TRANSPOSE, [blocks], joined, "int8", [0, 2, 1, 3])
+    n.program.add(n.output.name, Op.RESHAPE, [blocks, n.program.sizes(n.output.stored)], n.output.stored, "int8")
+
+
 def _gemm(n: Node) -> None:
     """Products with a constant matrix, as a convolution of 1 by 1: TOSA 1.0 has no fully connected layer."""
     attributes = n.node.attributes
@@ -228,7 +80,7 @@ def _gemm(n: Node) -> None:
         raise Refused("its second operand is no constant matrix")
     weight = weight if attributes.get_int("transB", 0) else weight.T
     rows = n.inputs[0]
-    order = _FIRST if len(rows.shape) == 4 else None
+    order = FIRST if len(rows.shape) == 4 else None
     shape = (1, prod(rows.shape[:-1]), 1, rows.shape[-1])
     kernel = np.ascontiguousarray(weight.reshape(len(weight), 1, 1, -1))
     sums = n.convolve(n.reshaped(rows, shape, order), shape, kernel, n.bias(2, len(weight)), False)
@@ -266,12 +118,25 @@ def _mean(n: Node) -> None:
         n.refuse_implicit_areas()
         if any(n.ints("pads", (0,))) or set(n.ints("dilations", (1,))) != {1}:
             raise Refused("means over areas with gaps, or that stand over the edge, are not taken")
-    if len(image.shape) != 4 or max(kernel) > 64:
-        raise Refused("only means over areas of up to 64 by 64 are taken")
+    if len(image.shape) != 4:
+        raise Refused("only means over areas of images are taken")
     channels = image.shape[1]
+    if max(kernel) > 64:  # more than a convolution may have
+        return _mean_of_all(n)
     ones = np.ones((*kernel, channels, 1), np.int8)
     sums = n.convolve(image.name, image.stored, ones, np.zeros(channels, np.int32), True, strides=strides)
     n.finish(sums, [image.scale / prod(kernel)])
+
+
+def _mean_of_all(n: Node) -> None:
+    image, (_, channels, rows, columns) = n.inputs[0], n.inputs[0].shape
+    if n.output.shape != (1, channels, 1, 1):
+        raise Refused("means over areas of up to 64 by 64, or of the whole image, are taken")
+    pixels = (rows * columns, channels)
+    wide = n.program.rescale(n.part(), n.reshaped(image, pixels), pixels, [1.0], (image.zero, 0), ("int8", "int32"))
+    sums = n.program.add(n.part(), Op.REDUCE_SUM, [wide], (1, channels), "int32", 0)
+    sums = n.program.add(n.part(), Op.RESHAPE, [sums, n.program.sizes(n.output.stored)], n.output.stored, "int32")
+    n.finish(sums, [image.scale / (rows * columns)])
 
 
 def _maximum(n: Node) -> None:
@@ -291,12 +156,32 @@ def _maximum(n: Node) -> None:
     n.finish(pooled, [image.scale], image.zero, "int8")
 
 
+def _enlarge(n: Node) -> None:
+    """Every pixel repeated, across and then down."""
+    image, attributes = n.inputs[0], n.node.attributes
+    mode = attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    nearest = attributes.get_string("nearest_mode", "round_prefer_floor")
+    if attributes.get_string("mode", "nearest") != "nearest" or (mode, nearest) not in _REPEATS:
+        raise Refused("only enlarging by repeating pixels is taken")
+    if len(image.shape) != 4 or image.shape[:2] != n.output.shape[:2]:
+        raise Refused("only images are enlarged")
+    if any(after % before for before, after in zip(image.shape, n.output.shape, strict=True)):
+        raise Refused("only enlarging by whole numbers is taken")
+    name, (_, channels, rows, columns) = image.name, image.shape
+    down, across = n.output.shape[2] // rows, n.output.shape[3] // columns
+    for count, apart in ((across, (rows * columns, 1, channels)), (down, (rows, 1, columns * across * channels))):
+        pieces = n.program.add(n.part(), Op.RESHAPE, [name, n.program.sizes(apart)], apart, "int8")
+        name = n.program.add(n.part(), Op.CONCAT, [pieces] * count, (apart[0], count, apart[2]), "int8", 1)
+    name = n.program.add(n.part(), Op.RESHAPE, [name, n.program.sizes(n.output.stored)], n.output.stored, "int8")
+    n.finish(name, [image.scale], image.zero, "int8")
+
+
 def _reshape(n: Node) -> None:
     value = n.inputs[0]
-    order = _FIRST if len(value.shape) == 4 else None
+    order = FIRST if len(value.shape) == 4 else None
     if len(n.output.shape) == 4 and len(value.shape) != 4:
         first = Tensor(n.reshaped(value, n.output.shape), n.output.shape, value.scale, value.zero)
-        result = n.program.add(n.part(), Op.TRANSPOSE, [first.name], n.output.stored, "int8", list(_LAST))
+        result = n.program.add(n.part(), Op.TRANSPOSE, [first.name], n.output.stored, "int8", list(LAST))
     elif len(n.output.shape) == 4:
         raise Refused("it changes the sizes of an image")
     else:
@@ -308,7 +193,7 @@ def _transpose(n: Node) -> None:
     value = n.inputs[0]
     order = n.ints("perm", range(len(value.shape))[::-1])
     if len(order) == 4:  # of the stored axes: undo channels last, reorder, and put them last again
-        order = tuple(_LAST.index(order[axis]) for axis in _LAST)
+        order = tuple(LAST.index(order[axis]) for axis in LAST)
     moved = n.program.add(n.part(), Op.TRANSPOSE, [value.name], n.output.stored, "int8", list(order))
     n.finish(moved, [value.scale], value.zero, "int8")
 
@@ -321,7 +206,7 @@ def _concat(n: Node) -> None:
         )
         for t in (n.operand(i) for i in range(len(n.inputs)))
     ]
-    place = _LAST.index(axis) if len(n.output.shape) == 4 else axis
+    place = LAST.index(axis) if len(n.output.shape) == 4 else axis
     n.program.add(n.output.name, Op.CONCAT, parts, n.output.stored, "int8", place)
 
 
@@ -359,16 +244,10 @@ _TABLES = (
     "Tanh",
 )  # fmt: skip
 OPERATORS: dict[str, Callable[[Node], None]] = {
-    "Conv": _conv, "Gemm": _gemm, "MatMul": _gemm, "Add": _sum, "Sub": _sum, "Mul": _product,
+    "Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm, "MatMul": _gemm,
+    "Add": _sum, "Sub": _sum, "Mul": _product,
     "GlobalAveragePool": _mean, "AveragePool": _mean, "MaxPool": _maximum, "Concat": _concat, "Transpose": _transpose,
+    "Resize": _enlarge, "Softmax": softmax,
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
     **dict.fromkeys(_TABLES, _table),
 }  # fmt: skip
-
-
-def unsupported(node: ir.Node, target: str, reason: str) -> UnsupportedError:
-    """The error that names a node and says what to do."""
-    return UnsupportedError(
-        f"{target} cannot run {node.op_type} ({node.name or node.outputs[0].name}): {reason}.",
-        "Cut the graph there and leave the rest to the host's program, or compile for another target.",
-    )

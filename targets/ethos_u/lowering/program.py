@@ -15,20 +15,22 @@ from numpy.typing import NDArray
 
 Op, DType = ts.Op, ts.DType
 _VERSION = (1, 0, 0, False)  # not the draft of 1.1 that the serializer writes by itself and Vela refuses
-_TYPES = {"int8": DType.INT8, "int32": DType.INT32}
+_TYPES = {"int8": DType.INT8, "int16": DType.INT16, "int32": DType.INT32}
 
 
 def fixed_point(scale: float) -> tuple[int, int]:
     """``multiplier, shift`` with ``scale = multiplier / 2**shift``, as RESCALE takes them.
 
     Args:
-        scale: At least ``2**-31``, below ``2**29``.
+        scale: Below ``2**29``. One below ``2**-31``, of a channel without weights, has fewer digits or none.
     """
+    if scale < 2**-31:
+        return round(math.ldexp(scale, 62)), 62
     fraction, exponent = math.frexp(scale)
     multiplier, shift = round(fraction * (1 << 31)), 31 - exponent
     if multiplier == 1 << 31:
         multiplier, shift = multiplier >> 1, shift - 1
-    if not 2 <= shift <= 62:
+    if shift < 2:
         raise ValueError(f"a factor of {scale:g} between two scales is outside what 32-bit fixed point can say")
     return multiplier, shift
 
@@ -59,7 +61,7 @@ class Program:
         self._block.addOutput(name)
 
     def constant(self, values: NDArray[np.generic]) -> str:
-        """An int8 or int32 constant; equal ones are there once."""
+        """A constant; equal ones are there once."""
         key = (values.dtype.name, values.shape, values.tobytes())
         if key not in self._constants:
             kind = _TYPES[values.dtype.name]
