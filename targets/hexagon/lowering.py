@@ -25,7 +25,7 @@ from aicc.compiler.report import PassRecord
 from aicc.runtime.errors import ResourceError, UnsupportedError
 from aicc.runtime.machine import memory
 from aicc.runtime.target import Target
-from aicc.targets.hexagon.session import PACKAGE, UNSUPPORTED, installed
+from aicc.targets.hexagon.session import NOTHING_TAKEN, PACKAGE, UNSUPPORTED, installed
 from aicc.targets.static_decoder import BIAS
 
 installed()  # or nothing is compiled
@@ -112,6 +112,11 @@ def _failure(model: ir.Model, target: Target, status: int, output: str) -> Unsup
     if "MEM_ALLOC" in output or "MemoryError" in output or "bad_alloc" in output or status == -9:
         return ResourceError(
             "Qualcomm's compiler had not enough memory.", "Close other programs, or compile a smaller model."
+        )
+    if NOTHING_TAKEN in output:  # with no node named, above: it is not the graph's fault
+        return ResourceError(
+            f"Qualcomm's compiler cannot be loaded into the {memory().available:,} bytes of memory there are.",
+            f"Close other programs, or install {PACKAGE} again.",
         )
     last = ([line for line in output.splitlines() if line.strip()] or [f"it ended with status {status}"])[-1]
     return UnsupportedError(

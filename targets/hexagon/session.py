@@ -15,6 +15,7 @@ from aicc.runtime.errors import MismatchError
 
 PACKAGE = "onnxruntime-qnn"
 UNSUPPORTED = "Unsupported nodes in QNN EP:"  # how the provider begins the line that lists what it cannot run
+NOTHING_TAKEN = "assigned to the default CPU EP"  # what onnxruntime says where the provider took not all nodes
 _PROVIDER = "QNNExecutionProvider"
 # QNN's number of the first chip with each architecture: it decides what half precision there is.
 _CHIPS = {"73": "43", "75": "57", "79": "69", "81": "87"}

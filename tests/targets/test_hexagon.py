@@ -1,6 +1,7 @@
 """Qualcomm's HTP in the emulator of its own package: models compiled with no fallback, against their source."""
 
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -15,11 +16,13 @@ from sentences import SENTENCES, mean_pooled
 from tokenizers import Tokenizer
 from tolerances import TOLERANCES, assert_within, cosine
 
+from aicc.compiler.check import check_model
 from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
 from aicc.compiler.sources import resolve
 from aicc.runtime import Artifact, load
-from aicc.runtime.errors import IntegrityError, MismatchError, UnsupportedError, UsageError
+from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UnsupportedError, UsageError
+from aicc.runtime.machine import Memory
 from aicc.runtime.provider import Fit
 from aicc.runtime.target import find_target
 from aicc.targets.hexagon.provider import HexagonProvider
@@ -28,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
 from miniatures import make_decoder
 
 pytest.importorskip("onnxruntime_qnn", reason="the extra `hexagon` is not installed")
+from aicc.targets.hexagon import lowering  # which asks for the extra
+
 HTP = find_target("hexagon:htp75")
 Inputs = dict[str, NDArray[np.int64]]
 
@@ -173,6 +178,50 @@ def test_what_the_chip_cannot_run_is_named_with_what_a_cut_would_cost(tmp_path: 
     assert "Atanh (my_Atanh)" in refused.value.message
     assert "2 piece(s), with 1,024 bytes" in refused.value.message
     assert not (tmp_path / "m.aicc").exists()
+
+
+def test_quantised_activations_are_refused_by_node_from_headers_too(tmp_path: Path) -> None:
+    """The emulator computes other numbers than onnxruntime does."""
+    text = """<ir_version: 10, opset_import: ["": 21]> g (float[8, 16] x) => (float[8, 16] y)
+        <float s = {0.1}, int8 z = {3}> { q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) y = Relu (d) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    source = Source(tmp_path / "m.onnx", "onnx", "m")
+    with pytest.raises(UnsupportedError, match=r"QuantizeLinear \("):
+        compile_model(source, HTP, tmp_path / "m.aicc")
+    assert [refusal.op for refusal in check_model(source, HTP).refused] == ["QuantizeLinear"]
+
+
+def test_a_compiler_that_hangs_or_takes_all_memory_is_stopped_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _model(tmp_path, "Relu", "Sigmoid")
+    with monkeypatch.context() as patched:
+        patched.setattr(lowering, "_SECONDS", 0.01)
+        with pytest.raises(ResourceError, match=r"was not done with model\.onnx"):
+            compile_model(model, HTP, tmp_path / "m.aicc")
+    little = Memory(total=2 << 30, available=600 << 20)
+    monkeypatch.setattr(lowering, "memory", lambda: little)
+    with pytest.raises(ResourceError, match="cannot be loaded into the 629,145,600 bytes"):
+        compile_model(model, HTP, tmp_path / "m.aicc")
+    assert not (tmp_path / "m.aicc").exists()
+
+
+def test_without_the_extra_a_compile_names_it_before_it_reads_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = metadata.version
+
+    def without(name: str) -> str:
+        if name == "onnxruntime-qnn":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", without)
+    monkeypatch.delitem(sys.modules, "aicc.targets.hexagon.lowering")
+    with pytest.raises(MismatchError, match=r"aicc\[hexagon\]"):
+        compile_model(str(tmp_path / "none.onnx"), HTP, tmp_path / "m.aicc")
+    with pytest.raises(MismatchError, match=r"aicc\[hexagon\]"):
+        HexagonProvider().devices()
 
 
 def test_a_size_the_model_leaves_open_has_to_be_given(tmp_path: Path) -> None:
