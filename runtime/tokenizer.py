@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _REPLACEMENT = "\ufffd"  # what bytes that are not (yet) UTF-8 decode to
 _CONTEXT_TOKENS = 6  # of a prompt, enough for its last characters
 _LONGEST_WAIT = 32  # tokens without one complete character; real text needs at most a few
+_LONG_TEXT = 16384  # characters, some milliseconds of work
 _LONGEST_GROWTH = 4096  # times a text may grow on its way through a step; published tokenizers stay under ten
 
 
@@ -128,7 +129,10 @@ def _ids(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> 
         ) from error
     refused = UnsupportedError("the model's tokenizer cannot encode the text", "Give it another text, or token ids.")
     with _refusing(refused):
-        return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        if len(text) < _LONG_TEXT:
+            return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        # The one call of the library that lets other threads go on meanwhile.
+        return list(backend.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids)
 
 
 def _growth(step: dict[str, Any]) -> float:

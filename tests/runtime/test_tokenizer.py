@@ -3,6 +3,7 @@
 import json
 import random
 import string
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -85,6 +86,19 @@ def test_a_literal_part_in_one_thread_does_not_change_what_another_encodes(token
         while not literal.done():
             assert tokenizer.encode(SPECIAL) == [special]
     assert all(special not in ids for ids in literal.result())
+
+
+def test_a_long_text_is_encoded_like_any_other_while_other_threads_go_on(tokenizer):
+    text = "A cat sat on the mat; 猫が座った。\n" * 20_000
+    turns = 0
+    with ThreadPoolExecutor(1) as other:
+        encoding = other.submit(tokenizer.encode, text)
+        while not encoding.done():
+            threading.Event().wait(0.001)
+            turns += 1
+
+    assert turns > 10  # of the hundreds there are time for; one or two if it keeps the interpreter to itself
+    assert encoding.result() == tokenizer._backend.encode(text).ids
 
 
 def test_a_beginning_of_sequence_token_is_added_once_where_the_model_wants_it(tokenizer_file):
