@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -32,6 +35,9 @@ from aicc.runtime.server.tracing import Tracing
 from aicc.runtime.speculation import SpeculationOptions
 
 _FLUSH_SECONDS = 5  # for the last words of answers that are cut off
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # why no connection can be taken in
+_QUIET_SECONDS = 60.0  # between two times of saying so
+log = logging.getLogger("uvicorn.error")
 
 
 def serve(
@@ -113,18 +119,22 @@ def serve(
     tls = tls_context(tls_certificate, tls_key)
     _check_exposure(host, keys, insecure)
     _check_origins(cors_origins)
-    log = AccessLog(access_log, log_prompts)
+    access = AccessLog(access_log, log_prompts)
     tracing = None if otlp_endpoint is None else Tracing.to(otlp_endpoint)
+
+    def say(line: str) -> None:
+        with suppress(OSError, ValueError):  # a reader that left, or a disk that is full, is no reason to stop serving
+            announce(line)
 
     def changed(name: str, thread: ModelThread[Any]) -> None:
         if thread.model is None:
             server.should_exit = True  # never loaded: the reason is raised below
         elif thread.error is not None:
-            announce(f"{name} has failed: {thread.error}; restart the server")
+            say(f"{name} has failed: {thread.error}; restart the server")
         else:
             if reason := thread.model.compatibility.reason:
-                announce(f"note: {reason}")
-            announce(f"{name} is ready on {thread.model.device}")
+                say(f"note: {reason}")
+            say(f"{name} is ready on {thread.model.device}")
 
     def model_of(name: str | None, path: str | os.PathLike[str]) -> Decoder | Tensors:
         manifest = Artifact.open(path).manifest
@@ -140,22 +150,23 @@ def serve(
     address, bound_port = sock.getsockname()[:2]
     url = f"http{'s' if tls else ''}://{f'[{address}]' if ':' in address else address}:{bound_port}"
     if keys and not tls and not is_loopback(host):
-        announce("note: keys cross the network in the clear; give --tls-certificate and --tls-key, or use a proxy")
+        say("note: keys cross the network in the clear; give --tls-certificate and --tls-key, or use a proxy")
     hosts = None if insecure or keys else {*LOOPBACK, host, address}
-    service = Service(registry, limits, Front(hosts, keys, cors_origins, log, tracing))
+    service = Service(registry, limits, Front(hosts, keys, cors_origins, access, tracing))
     config = uvicorn.Config(
         build_app(service),
         http=Connection,  # uvicorn's h11, the same parser everywhere, whatever else is installed
         ws="none",
         lifespan="on",
-        log_level="warning",
+        log_level="error",  # its warnings tell of each peer that speaks no HTTP, or asks for another protocol
+        use_colors=False,  # it would ask stderr for them, which may be closed
         access_log=False,
         server_header=False,
         ssl_context_factory=None if tls is None else lambda config, default: tls,
         timeout_keep_alive=idle_seconds,  # type: ignore[arg-type]  # any number of seconds will do
         timeout_graceful_shutdown=_FLUSH_SECONDS,
     )
-    server = _Server(config, url, service, drain_seconds, announce)
+    server = _Server(config, url, service, drain_seconds, say)
     if start_rpc is not None:
         files = (tls_certificate, tls_key) if tls_certificate is not None and tls_key is not None else None
         server.start_rpc = partial(start_rpc, service, address, grpc_port or 0, files, idle_seconds)
@@ -190,10 +201,12 @@ class _Server(uvicorn.Server):
         self._drain_seconds = drain_seconds
         self._deadline = 0.0
         self._announce = announce
+        self._quiet_until = 0.0
         self.start_rpc: Callable[[], Awaitable[tuple[Any, int]]] | None = None  # gRPC beside it
         self._rpc: Any = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._failed)
         if self.start_rpc is not None:
             self._rpc, port = await self.start_rpc()
             self._announce(f"the Open Inference Protocol over gRPC is on port {port}")
@@ -216,6 +229,18 @@ class _Server(uvicorn.Server):
         running, limit = self._drain.open, f"{self._drain_seconds:g}"
         what = f": running answers ({running}) have up to {limit} s; signal again to stop at once" if running else ""
         self._announce(f"stopping{what}")
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What asyncio could not do; without descriptors it tries thousands of times a second to accept."""
+        error = context.get("exception")
+        if self.should_exit and "_start_serving" in context["message"]:
+            return  # it tries once more after the end, with a socket that is closed
+        if not isinstance(error, OSError) or error.errno not in _EXHAUSTED:
+            loop.default_exception_handler(context)
+        elif loop.time() >= self._quiet_until:
+            self._quiet_until = loop.time() + _QUIET_SECONDS
+            reason = os.strerror(error.errno)
+            log.error("New connections wait until others end (%s). Allow more with ulimit -n.", reason)
 
     async def on_tick(self, counter: int) -> bool:
         if self._drain.draining and not self.should_exit:

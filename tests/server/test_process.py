@@ -2,15 +2,17 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -124,6 +126,45 @@ def test_it_says_where_it_listens_and_where_it_runs(demo_artifact: Artifact) -> 
 
         assert server.lines[0].startswith(f"serving {NAME} at http://127.0.0.1:")
         assert health(server.url)["device"] in server.lines[1]
+
+
+@pytest.mark.parametrize("nobody", ["2>/dev/full", "<&- >&- 2>&-", "2>&1 >/dev/null | head -1"])
+def test_it_serves_though_nobody_hears_what_it_says(demo_artifact: Artifact, nobody: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    code = f"from aicc.runtime.server import serve; serve([({NAME!r}, {str(demo_artifact.path)!r})], port={port})"
+    shell = ["bash", "-o", "pipefail", "-c", f'"$0" -c "$1" {nobody}', sys.executable, code]
+    server = subprocess.Popen(shell, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        wait_until(lambda: accepts(url), "listening")
+        wait_until(lambda: health(url)["status"] != "loading", "loading")
+        answer = httpx.post(f"{url}/v1/completions", json=LONG, timeout=DEADLINE)
+        os.killpg(server.pid, signal.SIGTERM)
+
+        assert answer.text.endswith("data: [DONE]\n\n")
+        wait_until(lambda: not accepts(url), "stopping")
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def test_callers_who_take_all_descriptors_wait_and_fill_no_log(demo_artifact: Artifact) -> None:
+    with ServerProcess(demo_artifact.path) as server:
+        server.wait_ready()
+        url = urlsplit(server.url)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (48, 48))
+        with ExitStack() as callers:
+            for _ in range(100):
+                callers.enter_context(socket.create_connection((url.hostname, url.port), DEADLINE))
+            wait_until(lambda: server.said("New connections wait until others end"), "saying so")
+        assert httpx.get(f"{server.url}/health/live", timeout=DEADLINE).status_code == 200
+
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert server.end() == 0
+        assert sum("New connections" in line for line in server.lines) == 1
+        assert not server.said("Traceback"), server.lines
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com", ""])
