@@ -77,14 +77,20 @@ def test_a_streamed_call_comes_in_pieces_the_client_puts_together(client: openai
     assert (call.function.name, call.function.arguments) == (whole.function.name, whole.function.arguments)
 
 
-def test_the_model_may_answer_with_text_where_calling_is_its_choice(client: openai.OpenAI) -> None:
-    strict = {"type": "function", "function": WEATHER["function"] | {"strict": True}}
-    for tools in ([WEATHER], [strict]):
-        message = client.chat.completions.create(tools=tools, tool_choice="auto", **ASKED).choices[0].message
+@pytest.mark.parametrize("strict", [False, True])
+def test_whether_to_call_is_the_models_choice_where_it_may(client: openai.OpenAI, strict: bool) -> None:
+    tool = {"type": "function", "function": WEATHER["function"] | {"strict": strict}}
+    greeting: Any = [{"role": "user", "content": "Hello! How are you?"}]
 
-        assert message.content or message.tool_calls
-        for call in message.tool_calls or []:
-            assert call.function.name == "get_weather"
+    asked = client.chat.completions.create(tools=[tool], tool_choice="auto", **ASKED).choices[0]
+    greeted = client.chat.completions.create(tools=[tool], **ASKED | {"messages": greeting}).choices[0]
+
+    [call] = asked.message.tool_calls or []
+    assert (asked.finish_reason, asked.message.content, call.function.name) == ("tool_calls", None, "get_weather")
+    check_weather(call.function.arguments)
+    assert greeted.finish_reason == "stop"
+    assert greeted.message.content
+    assert greeted.message.tool_calls is None
 
 
 def test_none_is_as_if_there_were_no_functions(client: openai.OpenAI) -> None:
@@ -97,18 +103,15 @@ def test_none_is_as_if_there_were_no_functions(client: openai.OpenAI) -> None:
 
 def test_what_a_function_returned_is_read(client: openai.OpenAI) -> None:
     called = client.chat.completions.create(tools=[WEATHER], tool_choice="required", **ASKED).choices[0].message
-    results = [
-        {"role": "tool", "tool_call_id": call.id, "content": "Snow, 3 degrees."} for call in called.tool_calls or []
-    ]
-    before = client.chat.completions.create(tools=[WEATHER], **ASKED)
-    conversation: Any = [*MESSAGES, called, *results]
 
-    after = client.chat.completions.create(tools=[WEATHER], **ASKED | {"messages": conversation})
+    def told(result: str) -> str:
+        results = [{"role": "tool", "tool_call_id": call.id, "content": result} for call in called.tool_calls or []]
+        conversation: Any = [*MESSAGES, called, *results]
+        answer = client.chat.completions.create(tools=[WEATHER], **ASKED | {"messages": conversation})
+        return answer.choices[0].message.content or ""
 
-    assert before.usage is not None
-    assert after.usage is not None
-    assert after.usage.prompt_tokens > before.usage.prompt_tokens + 20
-    assert after.choices[0].message.content or after.choices[0].message.tool_calls
+    assert "31" in told("Sunny, 31 degrees.")
+    assert "31" not in told("Snow, 3 degrees.")
 
 
 class Animal(pydantic.BaseModel):
