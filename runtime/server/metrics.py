@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import (
@@ -13,8 +16,15 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -56,10 +66,11 @@ class Metrics:
             registry=registry,
         )
         registry.register(_Now(models))
-        families = _Families(registry)
+        observers: dict[str, _Observer] = {}
         for served in models:
             if isinstance(served.thread, EngineThread):
-                served.thread.observer = _Observer(families, served.name)
+                served.thread.observer = observers[served.name] = _Observer()
+        registry.register(_Observed(observers))
 
     def ended(self, record: RequestRecord) -> None:
         """Count a request that has been answered."""
@@ -77,51 +88,79 @@ class Metrics:
         return [Route(PATH, metrics, methods=["GET"])]
 
 
-class _Families:
-    """What engines report, by model."""
+class _Histogram:
+    """Values one thread observes, between two tokens: prometheus-client's own takes several locks for each of them.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, what, ["model"], buckets=buckets, registry=registry)
+    Args:
+        bounds: Largest values of the buckets, ascending.
+    """
 
-        def counter(name: str, what: str) -> Counter:
-            return Counter(name, what, ["model"], registry=registry)
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
 
-        self.queue = histogram(
-            "aicc_queue_seconds", "Until a sequence's first token, without the steps that read its prompt.", _SECONDS
-        )
-        self.first_token = histogram(
-            "aicc_time_to_first_token_seconds", "From a request's headers to a sequence's first token.", _SECONDS
-        )
-        self.inter_token = histogram("aicc_inter_token_seconds", "Between two tokens of a sequence.", _TOKEN_SECONDS)
-        self.batch = histogram("aicc_batch_sequences", "Sequences in a step of the engine.", _SEQUENCES)
-        self.kv_used = histogram("aicc_kv_used_ratio", "Share of KV memory in use after a step.", _SHARES)
-        self.completion_tokens = counter("aicc_completion_tokens", "Tokens generated.")
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def tell(self, family: HistogramMetricFamily, name: str) -> None:
+        """Add what was observed of a model to its family."""
+        bounds = map(floatToGoString, (*self._bounds, math.inf))
+        family.add_metric([name], list(zip(bounds, accumulate(self._counts), strict=True)), self._sum)
 
 
 class _Observer(EngineObserver):
-    """One engine's figures; every method runs on its thread and takes a microsecond or two."""
+    """One engine's figures; every method runs on its thread and takes a microsecond."""
 
-    def __init__(self, families: _Families, name: str) -> None:
-        self._queue = families.queue.labels(name)
-        self._first_token = families.first_token.labels(name)
-        self._inter_token = families.inter_token.labels(name)
-        self._batch = families.batch.labels(name)
-        self._kv_used = families.kv_used.labels(name)
-        self._completion_tokens = families.completion_tokens.labels(name)
+    def __init__(self) -> None:
+        self.queue, self.first_token_seconds = _Histogram(_SECONDS), _Histogram(_SECONDS)
+        self.inter_token = _Histogram(_TOKEN_SECONDS)
+        self.batch, self.kv_used = _Histogram(_SEQUENCES), _Histogram(_SHARES)
+        self.completion_tokens = 0
 
     def step(self, engine: Engine, sequences: int) -> None:
-        self._batch.observe(sequences)
-        self._kv_used.observe(1 - engine.free_pages / engine.page_count)
+        self.batch.observe(sequences)
+        self.kv_used.observe(1 - engine.free_pages / engine.page_count)
 
     def first_token(self, seconds: float, queue_seconds: float) -> None:
-        self._first_token.observe(seconds)
-        self._queue.observe(queue_seconds)
-        self._completion_tokens.inc()
+        self.first_token_seconds.observe(seconds)
+        self.queue.observe(queue_seconds)
+        self.completion_tokens += 1
 
     def next_tokens(self, count: int, seconds: float) -> None:
-        self._inter_token.observe(seconds / count)
-        self._completion_tokens.inc(count)
+        self.inter_token.observe(seconds / count)
+        self.completion_tokens += count
+
+
+class _Observed(Collector):
+    """What engines' observers have seen, by model."""
+
+    def __init__(self, observers: Mapping[str, _Observer]) -> None:
+        self._observers = observers
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus-client."""
+
+        def histogram(name: str, what: str) -> HistogramMetricFamily:
+            return HistogramMetricFamily(name, what, labels=["model"])
+
+        queue = histogram(
+            "aicc_queue_seconds", "Until a sequence's first token, without the steps that read its prompt."
+        )
+        first = histogram("aicc_time_to_first_token_seconds", "From a request's headers to a sequence's first token.")
+        inter = histogram("aicc_inter_token_seconds", "Between two tokens of a sequence.")
+        batch = histogram("aicc_batch_sequences", "Sequences in a step of the engine.")
+        kv_used = histogram("aicc_kv_used_ratio", "Share of KV memory in use after a step.")
+        tokens = CounterMetricFamily("aicc_completion_tokens", "Tokens generated.", labels=["model"])
+        for name, seen in self._observers.items():
+            seen.queue.tell(queue, name)
+            seen.first_token_seconds.tell(first, name)
+            seen.inter_token.tell(inter, name)
+            seen.batch.tell(batch, name)
+            seen.kv_used.tell(kv_used, name)
+            tokens.add_metric([name], seen.completion_tokens)
+        return iter((queue, first, inter, batch, kv_used, tokens))
 
 
 class _Now(Collector):
