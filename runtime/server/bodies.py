@@ -53,8 +53,10 @@ class BodyReader:
         would not see the answer.
 
         Raises:
-            ApiError: It is too large, or does not arrive in time.
+            ApiError: It is compressed, too large, or does not arrive in time.
         """
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise ApiError(415, "Bodies may not be compressed.", "unsupported_encoding")
         body = bytearray()
         size = 0
         try:

@@ -62,11 +62,12 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are no HTTP request, and close."""
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or (
-            self.cycle is not None and not self.cycle.response_complete
-        ):
+        open_cycle = None if self.cycle is None or self.cycle.response_complete else self.cycle
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or (open_cycle and open_cycle.response_started):
             self.transport.close()  # in the middle of an answer there is no room for another
             return
+        if open_cycle is not None:  # what was nonsense is its body, and this its answer
+            open_cycle.disconnected = True
         body = ApiError(400, "This is no HTTP request that can be understood.", "invalid_http").body()
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         length = (b"content-length", str(len(body)).encode())

@@ -164,6 +164,22 @@ def test_headers_no_server_should_take_are_a_400(impatient: str, head: bytes) ->
     assert not answer or answer.split()[1] in (b"400", b"501")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"zz\r\n", b"-1\r\n{}\r\n", b"f" * 30 + b"\r\n", b"2\r\n{}{}\r\n0\r\n\r\n"],
+    ids=["size", "sign", "huge", "end"],
+)
+def test_a_chunked_body_that_is_none_is_a_400_and_takes_no_room(url: str, body: bytes) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with peer(url) as connection:
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n" + body)
+        answer = read_all(connection)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b'"code":"invalid_http"' in answer
+
+
 def test_nonsense_behind_a_request_does_not_hurt_its_answer(impatient: str) -> None:
     with peer(impatient) as connection:
         connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n\x00\xff nonsense\r\n\r\n")

@@ -290,6 +290,15 @@ def test_a_body_that_does_not_say_it_is_json_is_a_415(http: httpx.Client, media_
     assert error_of(answer)["code"] == "unsupported_media_type"
 
 
+@pytest.mark.parametrize("coding", ["gzip", "deflate, gzip", "", "x" * 1000])
+def test_a_body_that_is_compressed_is_a_415(http: httpx.Client, coding: str) -> None:
+    answer = post(http, CHAT, **{"content-encoding": coding})
+
+    assert answer.status_code == 415
+    assert error_of(answer)["code"] == "unsupported_encoding"
+    assert post(http, CHAT, **{"content-encoding": "identity"}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [

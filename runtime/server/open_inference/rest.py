@@ -103,8 +103,6 @@ def _check_media_type(request: Request) -> None:
     if not named and (media_type or "origin" in request.headers):
         message = "The body must be sent as Content-Type: application/json, or application/octet-stream."
         raise ApiError(415, message, "unsupported_media_type")
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise ApiError(415, "Bodies may not be compressed.", "unsupported_encoding")
 
 
 def _header_size(request: Request, size: int) -> int:
