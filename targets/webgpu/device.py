@@ -1,0 +1,100 @@
+"""The machine's GPUs through the package wgpu: found, opened, and what their failures are for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import Any
+
+from aicc.runtime.errors import MismatchError, ResourceError
+
+_BACKENDS = ("Vulkan", "Metal", "DX12")  # OpenGL lacks what kernels need
+# Best first; what wgpu calls each, and what a person does.
+_KINDS = {"DiscreteGPU": "", "IntegratedGPU": ", integrated", "VirtualGPU": ", virtual", "CPU": ", in software"}
+_REMEDY = "Load the model again; if it goes on, give fewer --kv-tokens or compile the model to fewer bits."
+
+
+def load_wgpu() -> Any:
+    """The package.
+
+    Raises:
+        MismatchError: It is not installed, or its library does not load.
+    """
+    try:
+        import wgpu
+        import wgpu.backends.wgpu_native
+    except ImportError as error:
+        raise MismatchError("wgpu is not installed.", "pip install 'aicc[webgpu]'") from error
+    except (OSError, RuntimeError) as error:
+        raise MismatchError(f"wgpu cannot be loaded: {error}.", "pip install --force-reinstall wgpu") from error
+    return wgpu
+
+
+@cache
+def adapters() -> tuple[Any, ...]:
+    """The GPUs there are, the best first; those that the processor simulates come last.
+
+    Raises:
+        MismatchError: wgpu is not installed.
+    """
+    wgpu = load_wgpu()
+    from wgpu.backends.wgpu_native.extras import set_instance_extras
+
+    with suppress(RuntimeError):  # where this process uses wgpu for something else too, it has decided already
+        set_instance_extras(backends=_BACKENDS)
+    found = [a for a in wgpu.gpu.enumerate_adapters_sync() if a.info["backend_type"] != "OpenGL"]
+    kinds = list(_KINDS)
+    ranks = [kinds.index(a.info["adapter_type"]) if a.info["adapter_type"] in kinds else len(kinds) for a in found]
+    return tuple(adapter for _, adapter in sorted(zip(ranks, found, strict=True), key=lambda pair: pair[0]))
+
+
+def describe(adapter: Any) -> str:
+    """What a GPU is, for people."""
+    info = adapter.info
+    return f"{info['device']} ({info['backend_type']}{_KINDS.get(info['adapter_type'], '')})"
+
+
+def lacks(adapter: Any, features: tuple[str, ...], limits: dict[str, int]) -> str:
+    """What a GPU lacks of what a plan needs, as a person reads it; empty if nothing."""
+    missing = [f"the feature {name}" for name in features if name not in adapter.features]
+    missing += [
+        f"{name} of {least} (it has {adapter.limits.get(name, 0)})"
+        for name, least in limits.items()
+        if adapter.limits.get(name, 0) < least
+    ]
+    return ", ".join(missing)
+
+
+def open_device(adapter: Any, features: tuple[str, ...]) -> Any:
+    """A device of a GPU, with all its limits and some features.
+
+    Raises:
+        ResourceError: The driver refuses.
+    """
+    with failures(describe(adapter)):
+        return adapter.request_device_sync(required_features=list(features))
+
+
+@contextmanager
+def failures(name: str) -> Iterator[None]:
+    """Say in our errors what wgpu says in its own: out of memory, device lost, or a kernel it does not take."""
+    from wgpu import GPUError, GPUOutOfMemoryError, GPUValidationError
+
+    try:
+        yield
+    except GPUOutOfMemoryError as error:
+        raise ResourceError(f"{name} has no memory left.", "Give fewer --kv-tokens, or use fewer bits.") from error
+    except GPUValidationError as error:
+        if "lost" in str(error).lower():
+            raise ResourceError(f"{name} was lost.", _REMEDY) from error
+        raise MismatchError(
+            f"{name} does not take what was compiled: {first_line(error)}.", "Compile the model again."
+        ) from error
+    except (GPUError, RuntimeError) as error:
+        raise ResourceError(f"{name} failed: {first_line(error)}.", _REMEDY) from error
+
+
+def first_line(error: Exception) -> str:
+    """Of what it says, without the full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")

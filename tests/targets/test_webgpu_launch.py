@@ -1,0 +1,134 @@
+"""Launch plans on a GPU, which here is one that Mesa simulates: what runs, and what is said of what cannot."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError
+from aicc.targets.webgpu.device import adapters
+from aicc.targets.webgpu.launch import Launcher
+from aicc.targets.webgpu.plan import ONE, Buffer, Extent, Kernel, Pipeline, Plan, Step
+
+if not adapters():
+    pytest.skip("There is no Vulkan driver here; `make vulkan` fetches one.", allow_module_level=True)
+
+_SCALE = """
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> factor: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3u) {
+    if (id.x < arrayLength(&x)) { y[id.x] = factor[0] * x[id.x]; }
+}
+"""
+_WEIGHTS = np.array([0.0, 3.0, -1.0, 0.0], np.float32)
+_BUFFERS = (
+    Buffer("x", Extent(400)),
+    Buffer("between", Extent(400)),
+    Buffer("y", Extent(400)),
+    Buffer("three", Extent(4), constant=4),
+    Buffer("minus one", Extent(4), constant=8),
+    Buffer("grown", Extent(64, "pages")),
+)
+_GROUPS = (Extent(1, "rows", 64), ONE, ONE)
+_PLAN = Plan(
+    version=1,
+    limits={"max-compute-invocations-per-workgroup": 64},
+    features=(),
+    buffers=_BUFFERS,
+    pipelines=(Pipeline("scale", (False, False, True)),),
+    steps=(
+        Step("triple", (0, 3, 1), (Kernel(0, _GROUPS),)),
+        Step("negate", (1, 4, 2), (Kernel(0, _GROUPS, most=10), Kernel(0, (Extent(2), ONE, ONE))), "rows"),
+    ),
+)
+
+
+def _launch(plan: Plan = _PLAN, pages: int = 2) -> Launcher:
+    weights = memoryview(_WEIGHTS).cast("B")
+    return Launcher(plan, adapters()[0], lambda name: {"scale": _SCALE}[name], weights, {"pages": pages})
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[Launcher]:
+    made = _launch()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("rows", [1, 64, 65, 100])
+def test_steps_run_in_order_with_as_many_groups_as_the_sizes_ask_for(launcher: Launcher, rows: int) -> None:
+    x = np.random.default_rng(rows).standard_normal(100).astype(np.float32)
+    launcher.write("between", np.zeros(100, np.float32))
+    launcher.write("x", x)
+    found = launcher.run({"rows": rows}, {"y": 400})["y"].view(np.float32)
+    computed = -(-rows // 64) * 64
+    assert np.array_equal(found[:computed], np.float32(-1) * (np.float32(3) * x[:computed]))
+    assert not found[computed:].any()
+
+
+def test_nothing_runs_for_no_rows_and_nothing_is_read_for_no_bytes(launcher: Launcher) -> None:
+    launcher.write("x", np.ones(100, np.float32))
+    launcher.write("between", np.full(100, 7, np.float32))
+    found = launcher.run({"rows": 0}, {"between": 400, "y": 0})
+    assert (found["between"].view(np.float32) == 7).all()
+    assert not len(found["y"])
+
+
+def _changed(**changes: Any) -> Plan:
+    return msgspec.structs.replace(_PLAN, **changes)
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (_changed(buffers=(*_BUFFERS[:3], Buffer("three", Extent(4), constant=16), *_BUFFERS[4:])), "three is not"),
+        (_changed(buffers=(*_BUFFERS[:5], Buffer("grown", Extent(64, "moons")))), "grows with 'moons'"),
+        (_changed(steps=(Step("triple", (0, 3, 9), (Kernel(0, _GROUPS),)),)), "node triple has no kernel, or a buffer"),
+        (_changed(steps=(Step("triple", (0, 3, 1), (Kernel(4, _GROUPS),)),)), "node triple has a kernel that is not"),
+        (_changed(steps=(Step("triple", (0, 3), (Kernel(0, _GROUPS),)),)), "node triple binds another number"),
+        (_changed(steps=(Step("triple", (0, 3, 1), ()),)), "node triple has no kernel"),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_refused(plan: Plan, said: str) -> None:
+    with pytest.raises(IntegrityError, match=said):
+        _launch(plan)
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (_changed(version=2), "version 2"),
+        (_changed(features=("time-travel",)), "lacks the feature time-travel"),
+        (_changed(limits={"max-buffer-size": 1 << 60}), f"lacks max-buffer-size of {1 << 60} \\(it has"),
+    ],
+)
+def test_a_plan_for_another_gpu_is_refused_with_what_is_lacking(plan: Plan, said: str) -> None:
+    with pytest.raises(MismatchError, match=said):
+        _launch(plan)
+
+
+def test_a_kernel_that_the_driver_does_not_take_is_no_crash() -> None:
+    with pytest.raises(MismatchError, match="does not take what was compiled"):
+        Launcher(_PLAN, adapters()[0], lambda name: "fn main(", memoryview(_WEIGHTS).cast("B"), {"pages": 1})
+
+
+def test_more_memory_than_a_buffer_may_have_is_refused() -> None:
+    with pytest.raises(ResourceError, match="grown needs"):
+        _launch(pages=1 << 40)
+
+
+def test_a_device_that_is_lost_is_said_to_be_and_nothing_hangs() -> None:
+    launcher = _launch()
+    launcher._device.destroy()
+    for _ in range(2):
+        with pytest.raises(ResourceError, match="was lost"):
+            launcher.write("x", np.ones(100, np.float32))
+        with pytest.raises(ResourceError, match="was lost"):
+            launcher.run({"rows": 1}, {"y": 400})
+    launcher.close()
+    launcher.close()
