@@ -42,6 +42,10 @@ def fold_shapes(model: ir.Model) -> None:
 
 
 def _unless_large(node: ir.Node) -> bool | None:
-    """No for a node with a weight among its inputs, else whatever onnxscript decides."""
+    """No for a node with a weight among its inputs, yes for a few equal numbers, else whatever onnxscript decides."""
     tensors = [value.const_value for value in node.inputs if value is not None]
-    return False if any(tensor is not None and tensor.nbytes > _LIMIT_BYTES for tensor in tensors) else None
+    if any(tensor is not None and tensor.nbytes > _LIMIT_BYTES for tensor in tensors):
+        return False
+    if node.op_type == "ConstantOfShape" and tensors[0] is not None:  # which onnxscript leaves, and paddings begin with
+        return bool(tensors[0].numpy().prod() <= _LIMIT_BYTES // 8) or None
+    return None

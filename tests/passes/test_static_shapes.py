@@ -49,6 +49,33 @@ def test_positions_counted_from_a_length_are_folded_too() -> None:
     assert text(model) == lines("y = Add (x, counted)")
 
 
+def test_padding_that_begins_with_equal_numbers_is_folded() -> None:
+    model = graph("""
+        (float[1, 3] x) => (float[m, n] y) {
+            one = Constant <value_ints = [1]> ()
+            three = Constant <value_ints = [3]> ()
+            zeros = ConstantOfShape <value = int64[1] {0}> (three)
+            pads = Concat <axis = 0> (zeros, one)
+            y = Pad (x, pads)
+        }
+    """)
+    StaticShapes({})(model)
+    assert text(model) == lines("y = Pad (x, pads)")
+    assert [list(value.shape) for value in model.graph.outputs] == [[1, 4]]
+
+
+def test_many_equal_numbers_are_not_folded() -> None:
+    model = graph("""
+        (float[n] x) => (float[1000, 1000] y) {
+            sizes = Constant <value_ints = [1000, 1000]> ()
+            zeros = ConstantOfShape (sizes)
+            y = Add (x, zeros)
+        }
+    """)
+    StaticShapes({"x": (1,)})(model)
+    assert [node.op_type for node in model.graph] == ["ConstantOfShape", "Add"]
+
+
 def test_a_size_that_depends_on_values_is_refused_by_its_node() -> None:
     model = graph("(float[n] x) => (int64[1, m] y) { y = NonZero (x) }")
     model.graph[0].name = "found"
