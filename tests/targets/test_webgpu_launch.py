@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError
+from aicc.targets.webgpu import launch
 from aicc.targets.webgpu.device import adapters
 from aicc.targets.webgpu.launch import Launcher
 from aicc.targets.webgpu.plan import ONE, Buffer, Extent, Kernel, Pipeline, Plan, Step
@@ -77,6 +78,15 @@ def test_nothing_runs_for_no_rows_and_nothing_is_read_for_no_bytes(launcher: Lau
     found = launcher.run({"rows": 0}, {"between": 400, "y": 0})
     assert (found["between"].view(np.float32) == 7).all()
     assert not len(found["y"])
+
+
+def test_weights_that_do_not_fit_at_once_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_AT_ONCE", 8)
+    weights = np.arange(16, dtype=np.float32)
+    plan = _changed(buffers=(*_BUFFERS[:3], Buffer("three", Extent(64), constant=0), *_BUFFERS[4:]))
+    launcher = Launcher(plan, adapters()[0], lambda name: _SCALE, memoryview(weights).cast("B"), {"pages": 1})
+    assert np.array_equal(launcher.run({"rows": 0}, {"three": 64})["three"].view(np.float32), weights)
+    launcher.close()
 
 
 def _changed(**changes: Any) -> Plan:
