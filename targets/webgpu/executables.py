@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from aicc.targets.webgpu.launch import Launcher
 from aicc.targets.webgpu.plan import BATCH, HEADER_WORDS, PAGE_LIST, Plan, Rows
 
 Ints = NDArray[np.int64]
+_MOST = 2**31 - 1  # either way, so that the device may change a sign
 
 
 class _Loaded:
@@ -50,15 +52,38 @@ class WebGpuTensors(_Loaded):
     """A model of tensors whose sizes are all fixed."""
 
     def run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once."""
-        launcher = self._opened()
+        """Run once.
+
+        Raises:
+            UsageError: An integer is too large for the device.
+            ResourceError: The device fails.
+        """
+        launcher, specs = self._opened(), {tensor.buffer: tensor.spec for tensor in self._plan.outputs}
         for tensor in self._plan.inputs:
-            launcher.write(tensor.buffer, np.ascontiguousarray(inputs[tensor.spec.name]))
-        specs = {tensor.buffer: tensor.spec for tensor in self._plan.outputs}
+            launcher.write(tensor.buffer, _words(tensor.spec.name, inputs[tensor.spec.name]))
         shapes = {name: tuple(d for d in spec.shape if isinstance(d, int)) for name, spec in specs.items()}
-        sizes = {name: int(np.prod(shapes[name])) * np.dtype(spec.dtype).itemsize for name, spec in specs.items()}
-        found = launcher.run({}, sizes)
-        return {spec.name: found[name].view(spec.dtype).reshape(shapes[name]) for name, spec in specs.items()}
+        found = launcher.run({}, {name: 4 * math.prod(shape) for name, shape in shapes.items()})
+        with np.errstate(over="ignore"):  # float16 has an infinity for it
+            return {
+                spec.name: found[name].view(_word(np.dtype(spec.dtype))).reshape(shapes[name]).astype(spec.dtype)
+                for name, spec in specs.items()
+            }
+
+
+def _word(dtype: np.dtype[Any]) -> type[np.float32 | np.int32 | np.uint32]:
+    """What an element is on the device."""
+    return np.float32 if dtype.kind == "f" else np.uint32 if dtype in (np.bool_, np.uint32) else np.int32
+
+
+def _words(name: str, array: Array) -> NDArray[Any]:
+    """An input as the device has it.
+
+    Raises:
+        UsageError: An integer does not fit 32 bits.
+    """
+    if array.dtype == np.int64 and array.size and (array.max() > _MOST or array.min() < -_MOST):
+        raise UsageError(f"{name} has an integer of more than 32 bits, which GPUs do not compute with.")
+    return np.ascontiguousarray(array, _word(array.dtype))
 
 
 class _Batched(_Loaded):

@@ -1,0 +1,39 @@
+"""The compile half: kernels in WGSL for the model's shapes, and the plan that launches them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aicc.compiler.coverage import refuse_operators
+from aicc.compiler.importers import ImportedModel
+from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
+from aicc.runtime.errors import UnsupportedError
+from aicc.runtime.target import Target
+from aicc.targets.webgpu.lowering import tensors
+
+_ROWS = "decoders and encoders of any number of tokens have no kernels here yet"
+
+
+def lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
+    """Write ``plan.json`` and the kernels it launches.
+
+    Args:
+        imported: The optimised and quantised graph; it is not changed.
+        target: One of this family's targets.
+        directory: Where the variant's files go.
+        weights: The artifact's weights file.
+
+    Raises:
+        UnsupportedError: A node has no kernel; it is named.
+    """
+    refuse_operators(imported.graph, target)
+    if tensors.is_tensors(imported):
+        return tensors.lower_tensors(imported, target, directory, weights)
+    raise UnsupportedError(f"{_ROWS}.", "Compile for another target.")
+
+
+def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
+    """What would be refused, without reading a weight."""
+    if tensors.is_tensors(imported):
+        return tensors.refusals(imported, target)
+    return [Refusal("", "", _ROWS)]
