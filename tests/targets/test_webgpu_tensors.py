@@ -29,7 +29,10 @@ from aicc.targets.webgpu.device import adapters
 from aicc.targets.webgpu.plan import PLAN_FILE, Plan
 
 if not adapters():
-    pytest.skip("There is no Vulkan driver here; `make vulkan` fetches one.", allow_module_level=True)
+    pytest.skip(
+        "There is no Vulkan driver here; Debian's package mesa-vulkan-drivers has one without a card.",
+        allow_module_level=True,
+    )
 
 LIMIT = TOLERANCES["difference"]["webgpu"]
 WEBGPU = find_target("webgpu")
