@@ -13,7 +13,14 @@ from types import MappingProxyType
 import msgspec
 
 from aicc.compiler.coverage import refused_operators, weight_bytes_per_token
-from aicc.compiler.facts import activation_bytes, check_kv_choice, kv_bytes_per_token, kv_dtype, weight_layers
+from aicc.compiler.facts import (
+    activation_bytes,
+    check_kv_choice,
+    kv_bytes_per_token,
+    kv_dtype,
+    lacks_cache,
+    weight_layers,
+)
 from aicc.compiler.importers import ImportedModel, Source, preview_model
 from aicc.compiler.lowering import Refusal, lowering_module
 from aicc.compiler.optimize import optimize
@@ -133,8 +140,8 @@ def check_model(
 
 def _refused(imported: ImportedModel, target: Target) -> list[Refusal]:
     """What the target's rules, ONNX itself and the target's lowering refuse, in that order."""
-    if imported.kind == "decoder" and not target.kv_dtypes:
-        return [Refusal("", "Attention", f"{target.name} has no KV cache, so it cannot run a decoder")]
+    if reason := lacks_cache(imported.kind, target):
+        return [Refusal("", "Attention", reason)]
     refused = refused_operators(imported.graph, target)
     if refused or target.lowering is None:
         return refused

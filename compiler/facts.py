@@ -89,6 +89,13 @@ def check_kv_choice(kind: str, kv: str) -> None:
         raise UsageError("only decoders have a KV cache.", "Leave --kv out.")
 
 
+def lacks_cache(kind: str, target: Target) -> str:
+    """What to say if a model of that kind needs a KV cache and the target has none, without a full stop; else empty."""
+    if kind != "decoder" or target.kv_dtypes:
+        return ""
+    return f"{target.name} has no KV cache, so it cannot run a decoder"
+
+
 def kv_bytes_per_token(llm: LlmFacts, dtype: str) -> int:
     """Bytes each cached token takes over all layers, keys and values.
 

@@ -21,6 +21,7 @@ from aicc.compiler.facts import (
     graph_signatures,
     kv_bytes_per_token,
     kv_dtype,
+    lacks_cache,
     weight_layers,
 )
 from aicc.compiler.importers import ImportedModel, Source, import_model
@@ -129,6 +130,8 @@ def compile_model(
         if imported.chat_template is not None:
             report.notes += check_template(imported.chat_template, imported.tokenizer_config)
     check_kv_choice(imported.kind, kv)
+    if reason := lacks_cache(imported.kind, target):
+        raise UnsupportedError(f"{reason}.", "Choose another target (`aicc targets`).")
     fix_sizes(imported, target, sizes)
     if finished("import", imported):
         return report

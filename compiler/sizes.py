@@ -26,7 +26,7 @@ def fix_sizes(imported: ImportedModel, target: Target, sizes: Mapping[str, int])
     Raises:
         UsageError: A size is missing, or there is none of that name to choose.
     """
-    if _any_sizes(imported, target, sizes):
+    if target.shapes != "static":
         if sizes:
             raise UsageError(f"{target.name} takes any sizes when it runs.", "Leave --size out.")
         return
@@ -45,13 +45,3 @@ def fix_sizes(imported: ImportedModel, target: Target, sizes: Mapping[str, int])
     if context < longest:
         imported.llm = msgspec.structs.replace(imported.llm, context_length=context)
         imported.notes.append(f"compiled for {context} of {longest} tokens of context; --size context=N chooses others")
-
-
-def _any_sizes(imported: ImportedModel, target: Target, sizes: Mapping[str, int]) -> bool:
-    """Whether the target runs the model at sizes that are known only at run time."""
-    if target.shapes != "rows" or imported.llm is not None:
-        return target.shapes != "static"
-    integers = (ir.DataType.INT64, ir.DataType.INT32)
-    return not sizes and all(
-        value.dtype in integers and len(value.shape or ()) == 2 for value in imported.graph.graph.inputs
-    )

@@ -36,6 +36,11 @@ class UnsupportedError(AiccError):
     exit_code = 3
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error of another library says, without its full stop, or what kind it is."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+
+
 class MismatchError(AiccError):
     """An artifact, a target and this machine do not fit together (exit code 4)."""
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from aicc.runtime.errors import AiccError, ResourceError, UnsupportedError, UsageError
+from aicc.runtime.errors import AiccError, ResourceError, UnsupportedError, UsageError, first_line
 
 SECONDS = 10  # longest a rendering may take; usual ones take less than a millisecond
 _MEMORY_BYTES = 1 << 30  # of address space
@@ -181,7 +181,7 @@ class Renderer:
             self._environment.add_template("template", _GENERATION_TAG.sub(_plain_block, template))
         except (minijinja.TemplateError, UnicodeEncodeError) as error:
             raise UnsupportedError(
-                f"the chat template of {name} cannot be read: {_first_line(error)}.",
+                f"the chat template of {name} cannot be read: {first_line(error)}.",
                 "Correct it in the source model, or use the model without a template (--raw).",
             ) from error
 
@@ -243,10 +243,6 @@ def _strftime_now(form: str) -> str:
     if not _DATE_FORMAT.fullmatch(form):
         raise UnsupportedError(f"a chat template asks for the date in the format {form[:40]!r}, which is not allowed.")
     return datetime.now().strftime(form)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _limit_memory() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aicc.runtime.artifact import GRAPH_PATH, WEIGHTS_PATH, Artifact, Signature
-from aicc.runtime.errors import IntegrityError, ResourceError, UnsupportedError, UsageError
+from aicc.runtime.errors import IntegrityError, ResourceError, UnsupportedError, UsageError, first_line
 from aicc.runtime.provider import Array, TokenBatch
 
 if TYPE_CHECKING:
@@ -60,10 +60,6 @@ def read_graph(artifact: Artifact, keep_external: bool) -> onnx.ModelProto:
             tensor.ClearField("data_location")
             tensor.ClearField("external_data")
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _number(text: str) -> int:
@@ -143,7 +139,7 @@ class GraphExecutable:
         try:
             return self._evaluate(inputs)
         except Exception as error:  # each evaluator has its own for inputs that do not fit together
-            raise UsageError(f"{self._device} cannot run the model on these inputs: {_first_line(error)}") from error
+            raise UsageError(f"{self._device} cannot run the model on these inputs: {first_line(error)}.") from error
 
 
 class GraphDecoder(GraphExecutable):

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-from aicc.runtime.errors import MismatchError, ResourceError
+from aicc.runtime.errors import MismatchError, ResourceError, first_line
 
 _BACKENDS = ("Vulkan", "Metal", "DX12")  # OpenGL lacks what kernels need
 # Best first; what wgpu calls each, and what a person does.
@@ -93,8 +93,3 @@ def failures(name: str) -> Iterator[None]:
         ) from error
     except (GPUError, RuntimeError) as error:
         raise ResourceError(f"{name} failed: {first_line(error)}.", _REMEDY) from error
-
-
-def first_line(error: Exception) -> str:
-    """Of what it says, without the full stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")

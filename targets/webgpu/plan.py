@@ -17,11 +17,6 @@ from aicc.runtime.artifact import TensorSpec
 PLAN_FILE = "plan.json"
 VERSION = 1
 
-# Buffers that the host writes for a model of rows. The batch's has, as u32, how many tokens there are and of how many
-# results are wanted, then arrays of Rows.tokens each: position, keys, pages, first, wanted, and every input.
-BATCH, PAGE_LIST = "batch", "pages"
-HEADER_WORDS = 4
-
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -109,30 +104,6 @@ class Tensor(msgspec.Struct, frozen=True):
     buffer: str
 
 
-class Rows(msgspec.Struct, frozen=True):
-    """What the host has to know of a decoder or an encoder, whose runs have any number of tokens.
-
-    Attributes:
-        tokens: Most tokens of a run.
-        context: Most tokens of a sequence.
-        page: Tokens a page of keys and values holds.
-        vocab: Columns of a decoder's logits; 0 for encoders.
-        inputs: Names of an encoder's inputs, in the order they have in the batch's buffer.
-        limits: For each input, what its numbers must be below; 0 if they may be any.
-        mask: Which input is 0 where a token is hidden; -1 if none is.
-        outputs: Names of an encoder's outputs and their columns; the buffers have these names.
-    """
-
-    tokens: int
-    context: int
-    page: int
-    vocab: int = 0
-    inputs: tuple[str, ...] = ()
-    limits: tuple[int, ...] = ()
-    mask: int = -1
-    outputs: tuple[tuple[str, int], ...] = ()
-
-
 class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a device runs a model.
 
@@ -143,9 +114,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         buffers: All memory.
         pipelines: All kernels.
         steps: One run.
-        rows: Set for decoders and encoders.
-        inputs: Of a model of tensors with fixed sizes.
-        outputs: Of such a model.
+        inputs: What the host writes before a run.
+        outputs: What it reads after.
     """
 
     version: int
@@ -154,6 +124,5 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     buffers: tuple[Buffer, ...]
     pipelines: tuple[Pipeline, ...]
     steps: tuple[Step, ...]
-    rows: Rows | None = None
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()

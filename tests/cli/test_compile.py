@@ -35,6 +35,12 @@ def test_a_kv_cache_that_the_target_or_the_model_lacks_is_refused(aicc: Run, onn
     assert "openvino:npu has no KV cache of int8" in npu.err
 
 
+def test_a_decoder_is_refused_by_a_target_without_a_kv_cache(aicc: Run, tmp_path: Path):
+    done = aicc("compile", "smollm2-135m", "-o", tmp_path / "m.aicc", "--target", "webgpu")
+    assert (done.code, (tmp_path / "m.aicc").exists()) == (3, False)
+    assert "webgpu:gpu has no KV cache, so it cannot run a decoder" in done.err
+
+
 def test_a_choice_of_activations_that_the_target_does_not_leave_is_refused(aicc: Run, onnx_file: Path, tmp_path: Path):
     done = aicc("compile", onnx_file, "-o", tmp_path / "m.aicc", "--activations", "int16")
     assert (done.code, done.out) == (2, "")

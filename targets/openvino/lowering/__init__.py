@@ -24,7 +24,7 @@ from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
 from aicc.compiler.passes.attention_mask import attention_visibility
 from aicc.compiler.quantization.blockwise import match_blockwise
 from aicc.compiler.report import PassRecord
-from aicc.runtime.errors import UnsupportedError
+from aicc.runtime.errors import UnsupportedError, first_line
 from aicc.runtime.target import Target
 from aicc.targets.openvino.layout import DECODER_FILE, GRAPH_FILE, STAND_IN, AttentionLayer, DecoderLayout
 from aicc.targets.openvino.lowering.conversions import DecoderConversions
@@ -141,16 +141,12 @@ def _convert(model: ir.Model, conversions: DecoderConversions | None) -> ov.Mode
             raise error.__cause__ from None
         found = refused_nodes(model, str(error))
         named = "; ".join(f"{refusal.node} ({refusal.op}): {refusal.reason}" for refusal in found[:5])
-        what = f"{len(found)} node(s): {named}" if found else f"this graph: {_first_line(error)}"
+        what = f"{len(found)} node(s): {named}" if found else f"this graph: {first_line(error)}"
         raise UnsupportedError(f"OpenVINO cannot convert {what}.", "Compile for --target reference.") from error
     if conversions is None:  # a decoder's masks and past keys are not lost: the paged attention has them
         _refuse(lost_inputs(model, converted))
     put_right(converted)
     return converted
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _refuse(found: list[Refusal]) -> None:

@@ -25,7 +25,7 @@ from aicc.compiler.quantization.blockwise import match_blockwise
 from aicc.compiler.report import PassRecord
 from aicc.compiler.weights import tensor_bytes
 from aicc.runtime.artifact import TensorSpec
-from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError
+from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError, first_line
 from aicc.runtime.target import Target
 from aicc.targets.tpu.layout import LAYOUT_FILE, TOPOLOGIES, Layout, Program, Stored
 from aicc.targets.tpu.machine import settle_jax
@@ -132,7 +132,7 @@ def _export(model: ir.Model, exact: bool) -> export.Exported:
             return export.export(jax.jit(as_function(model), keep_unused=True), platforms=_PLATFORMS)(weights, inputs)
     except (ValueError, TypeError, RuntimeError) as error:  # jax checks some of it when all nodes are traced
         raise UnsupportedError(
-            f"the graph cannot be written as StableHLO: {_first_line(error)}.", "Compile for another target."
+            f"the graph cannot be written as StableHLO: {first_line(error)}.", "Compile for another target."
         ) from error
 
 
@@ -147,11 +147,11 @@ def _compile(exported: export.Exported, target: Target) -> Any:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise ResourceError(
-                f"the model does not fit the memory of {target.device}: {_first_line(error)}.",
+                f"the model does not fit the memory of {target.device}: {first_line(error)}.",
                 "Choose fewer bits (--quant int8), smaller sizes (--size), or a chip with more memory.",
             ) from error
         raise UnsupportedError(
-            f"XLA cannot compile the model for {target.device}: {_first_line(error)}.", "Compile for another target."
+            f"XLA cannot compile the model for {target.device}: {first_line(error)}.", "Compile for another target."
         ) from error
 
 
@@ -164,7 +164,7 @@ def _device(name: str) -> Any:
         return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[name]).devices[0]
     except RuntimeError as error:
         raise MismatchError(
-            f"libtpu, which compiles for {name}, cannot be used: {_first_line(error)}.",
+            f"libtpu, which compiles for {name}, cannot be used: {first_line(error)}.",
             "End the program that uses the TPU; or install libtpu again: pip install 'aicc[tpu]'",
         ) from error
 
@@ -206,7 +206,3 @@ def _note(target: Target, program: Program) -> str:
         f"XLA's own analysis of {program.name} on {target.device}, estimated and not measured: {held}, "
         f"{figures['operations']:,.0f} million operations"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -7,11 +7,8 @@ from pathlib import Path
 from aicc.compiler.coverage import refuse_operators
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
-from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
 from aicc.targets.webgpu.lowering import tensors
-
-_ROWS = "decoders and encoders of any number of tokens have no kernels here yet"
 
 
 def lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
@@ -27,13 +24,9 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         UnsupportedError: A node has no kernel; it is named.
     """
     refuse_operators(imported.graph, target)
-    if tensors.is_tensors(imported):
-        return tensors.lower_tensors(imported, target, directory, weights)
-    raise UnsupportedError(f"{_ROWS}.", "Compile for another target.")
+    return tensors.lower_tensors(imported, target, directory, weights)
 
 
 def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
     """What would be refused, without reading a weight."""
-    if tensors.is_tensors(imported):
-        return tensors.refusals(imported, target)
-    return [Refusal("", "", _ROWS)]
+    return tensors.refusals(imported, target)

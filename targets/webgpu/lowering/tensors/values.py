@@ -8,6 +8,7 @@ constants may be narrower (:data:`NARROW`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -242,7 +243,7 @@ class Place:
 
 
 @dataclass(eq=False)
-class Value:
+class Value(ABC):
     """A tensor.
 
     Attributes:
@@ -270,9 +271,9 @@ class Value:
         """How many elements it has."""
         return prod(self.shape)
 
+    @abstractmethod
     def at(self, kernel: Kernel, place: Place) -> str:
         """A name for the element at a place."""
-        raise NotImplementedError
 
 
 @dataclass(eq=False)
@@ -325,9 +326,9 @@ class Root(Value):
         """What the kernel has computed for the place it is about to store."""
         return kernel.given[self]
 
+    @abstractmethod
     def write(self, kernel: Kernel, store: Store) -> None:
         """Write a kernel that computes each element and stores it, having set ``kernel.given``."""
-        raise NotImplementedError
 
 
 Store = Callable[[Place], None]
