@@ -53,11 +53,6 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     """
     refuse_operators(imported.graph, target)
     decoder = imported.kind == "decoder"
-    if decoder and not target.kv_dtypes:
-        raise UnsupportedError(
-            f"{target.name} has no paged KV cache, so it cannot run a decoder.",
-            "Compile for openvino:cpu or openvino:gpu.",
-        )
     started = time.perf_counter()
     outline = WeightOutline(imported.graph.clone(), weights, half_scales="float16" in target.compute_dtypes)
     if imported.exported is None:
