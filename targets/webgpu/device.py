@@ -12,7 +12,7 @@ from aicc.runtime.errors import MismatchError, ResourceError, first_line
 _BACKENDS = ("Vulkan", "Metal", "DX12")  # OpenGL lacks what kernels need
 # Best first; what wgpu calls each, and what a person does.
 _KINDS = {"DiscreteGPU": "", "IntegratedGPU": ", integrated", "VirtualGPU": ", virtual", "CPU": ", in software"}
-_REMEDY = "Load the model again; if it goes on, give fewer --kv-tokens or compile the model to fewer bits."
+_REMEDY = "Load the model again; if it goes on, compile it for smaller inputs or to fewer bits."
 
 
 def load_wgpu() -> Any:
@@ -84,7 +84,7 @@ def failures(name: str) -> Iterator[None]:
     try:
         yield
     except GPUOutOfMemoryError as error:
-        raise ResourceError(f"{name} has no memory left.", "Give fewer --kv-tokens, or use fewer bits.") from error
+        raise ResourceError(f"{name} has no memory left.", "Compile for smaller inputs or fewer bits.") from error
     except GPUValidationError as error:
         if "lost" in str(error).lower():
             raise ResourceError(f"{name} was lost.", _REMEDY) from error
