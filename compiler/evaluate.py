@@ -139,15 +139,18 @@ def measure_quality(
     context = imported.llm.context_length if imported.llm else WINDOW
     # A last window of one token would have nothing to predict.
     windows = [w for s in range(0, len(ids), min(WINDOW, context)) if len(w := ids[s : s + min(WINDOW, context)]) > 1]
-    divergence = Divergence()
+    # Where prompts have kernels of their own, a text is read in both ways, and the worse is told.
+    divergences = {generated: Divergence() for generated in ((False, True) if model.prompts_apart else (False,))}
     done, total = 0, sum(map(len, windows))
     with reference(imported) as reference_logits:
         for window in windows:
-            divergence.add(model.logits(window.tolist()), reference_logits(window), window)
+            wanted = reference_logits(window)
+            for generated, divergence in divergences.items():
+                divergence.add(model.logits(window.tolist(), generated), wanted, window)
             done += len(window)
             if progress is not None:
                 progress(f"compared {done} of {total} tokens")
-    return divergence.quality(description)
+    return max((d.quality(description) for d in divergences.values()), key=lambda quality: quality.kl_mean)
 
 
 def read_text(path: Path | None) -> tuple[str, str]:

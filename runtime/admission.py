@@ -38,7 +38,7 @@ class Admission:
                 return
             if self._prefix_cache and not request.reads_prompt:
                 reusable = request.length - 1  # the last token is always computed, for its logits
-                keys = self._allocator.keys(request.page_keys, request.tokens, reusable)
+                keys = self._allocator.keys(request.page_keys, request.tokens, reusable, request.prompt_length)
                 self._allocator.share(request.pages, keys)
                 if coming.intersection(self._next_key(request, reusable)):
                     self._allocator.release(request.pages)
@@ -67,4 +67,5 @@ class Admission:
         """The key of the page after a request's published ones, if its first tokens fill one."""
         if not self._prefix_cache or tokens // self._allocator.page_size <= request.pages.published:
             return []
-        return [self._allocator.keys(request.page_keys, request.tokens, tokens)[request.pages.published]]
+        keys = self._allocator.keys(request.page_keys, request.tokens, tokens, request.prompt_length)
+        return [keys[request.pages.published]]

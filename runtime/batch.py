@@ -29,12 +29,13 @@ class Batches:
         self._rows = np.empty(budget, np.int32)
         self._pages = np.empty(page_count, np.int32)  # grows if sequences share many
 
-    def pack(self, parts: Sequence[tuple[NDArray[np.int64], int, PageTable, int]]) -> TokenBatch:
+    def pack(self, parts: Sequence[tuple[NDArray[np.int64], int, PageTable, int]], first_prompt: int) -> TokenBatch:
         """One step.
 
         Args:
             parts: Of each sequence its new tokens, int64; how many it has in memory; its pages; and of how many
                 of the new tokens, from the last one back, logits are wanted.
+            first_prompt: From which part on they are tokens of prompts.
         """
         listed = sum(len(table) for _, _, table, _ in parts)
         if listed > len(self._pages):
@@ -56,4 +57,5 @@ class Batches:
             pages=self._pages[:pages],
             page_starts=self._page_starts[: count + 1],
             logit_rows=self._rows[:rows],
+            first_prompt=first_prompt,
         )

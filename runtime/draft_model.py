@@ -48,7 +48,7 @@ class DraftModel:
         vocab_size: int,
         prefix_cache: bool,
     ) -> None:
-        self.allocator = PageAllocator(executable.page_count, executable.page_size)
+        self.allocator = PageAllocator(executable.page_count, executable.page_size, executable.prompts_apart)
         self._executable = executable
         self._options = options
         self._cost = cost
@@ -73,7 +73,7 @@ class DraftModel:
         self._read(list(wanted))
         while going := [text for text in wanted if 0 < len(text.drafts) < wanted[text]]:
             parts = [(np.array(t.drafts[-1:]), t.request.length + len(t.drafts) - 1, t.pages, 1) for t in going]
-            self._draft(going, parts)
+            self._draft(going, parts, len(parts))
         return {text.request: text.drafts for text in wanted}
 
     def release(self, request: Request) -> None:
@@ -98,7 +98,8 @@ class DraftModel:
         if end > self._context or int(request.tokens[text.cached : request.length].max()) >= self._vocab_size:
             return False
         if not text.pages and self._prefix_cache:
-            self.allocator.share(text.pages, self.allocator.keys(text.keys, request.tokens, request.length - 1))
+            keys = self.allocator.keys(text.keys, request.tokens, request.length - 1, request.prompt_length)
+            self.allocator.share(text.pages, keys)
             text.cached = len(text.pages) * self.allocator.page_size
         if self.allocator.missing(text.pages, end) > self.allocator.free:
             return False
@@ -108,26 +109,30 @@ class DraftModel:
     def _read(self, texts: list[_Text]) -> None:
         """Compute what is new of texts, and the first drafts of those that are read to the end."""
         budget, parts, read, whole = self._budget, [], [], []
-        for text in sorted(texts, key=lambda t: t.request.length - t.cached):
+        generated = 0
+        for text in sorted(texts, key=lambda t: (t.in_prompt, t.request.length - t.cached)):
             request, past = text.request, text.cached
             end = min(request.length, past + budget)
             if end > past:
                 parts.append((request.tokens[past:end], past, text.pages, int(end == request.length)))
                 read.append((text, end))
                 budget -= end - past
+                generated += not text.in_prompt
             if past < end == request.length:
                 whole.append(text)
         if parts:
-            self._draft(whole, parts)
+            self._draft(whole, parts, generated)
         for text, end in read:
             text.cached = end
             if self._prefix_cache:
-                keys = self.allocator.keys(text.keys, text.request.tokens, end)
+                keys = self.allocator.keys(text.keys, text.request.tokens, end, text.request.prompt_length)
                 self.allocator.publish(text.pages, keys[text.pages.published :])
 
-    def _draft(self, texts: list[_Text], parts: list[tuple[NDArray[np.int64], int, PageTable, int]]) -> None:
+    def _draft(
+        self, texts: list[_Text], parts: list[tuple[NDArray[np.int64], int, PageTable, int]], first_prompt: int
+    ) -> None:
         """Run a step; each row of logits is the next draft of one of the texts."""
-        logits = self._executable.forward(self._batches.pack(parts))
+        logits = self._executable.forward(self._batches.pack(parts, first_prompt))
         for text, token in zip(texts, logits[:, : self._vocab_size].argmax(axis=1).tolist(), strict=True):
             text.drafts.append(token)
 
@@ -142,6 +147,11 @@ class _Text:
         self.cached = 0  # tokens of the request whose keys and values are in the pages
         self.drafts: list[int] = []  # of the last step, from ``cached`` on
         self.rate = _RATE_AT_FIRST
+
+    @property
+    def in_prompt(self) -> bool:
+        """Whether the next token to be computed is one of the prompt's."""
+        return self.cached < self.request.prompt_length
 
     def learn(self) -> None:
         """Compare the last drafts with what came instead; those that were right have been computed, but the last."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from aicc.runtime.batch import Batches
 from aicc.runtime.drafting import Drafter, PromptLookups
 from aicc.runtime.errors import UsageError
-from aicc.runtime.kv import PageTable
+from aicc.runtime.kv import PageAllocator, PageTable
 from aicc.runtime.options import DEFAULT_OPTIONS, Counters, EngineOptions
 from aicc.runtime.provider import DecoderExecutable, TokenBatch
 from aicc.runtime.request import Request
@@ -45,7 +45,8 @@ class Engine:
         if drafter is None and options.speculation is not None:
             drafter = PromptLookups(options.speculation)
         size, budget = executable.page_size, executable.max_batch_tokens
-        self._scheduler = Scheduler(executable.page_count, size, budget, options, drafter)
+        allocator = PageAllocator(executable.page_count, size, executable.prompts_apart)
+        self._scheduler = Scheduler(allocator, budget, options, drafter)
         self._inbox: deque[Request] = deque()
         self._cancelling = False
         self.failures = 0
@@ -123,7 +124,9 @@ class Engine:
     def _run(self, scheduled: list[tuple[Request, int]], started: float) -> None:
         try:
             scheduled = self._scheduler.draft(scheduled)
-            logits = self._executable.forward(self._batches.pack([_part(request, new) for request, new in scheduled]))
+            first_prompt = sum(not request.in_prompt for request, _ in scheduled)
+            batch = self._batches.pack([_part(request, new) for request, new in scheduled], first_prompt)
+            logits = self._executable.forward(batch)
         except Exception as error:
             self.failures += 1
             requests = [request for request, _ in scheduled]
@@ -150,7 +153,7 @@ class Engine:
         self.failures = self.failures + 1 if failed else 0
 
     def teacher_forced(
-        self, tokens: NDArray[np.int64], rows: int, consume: Callable[[NDArray[np.float32]], object]
+        self, tokens: NDArray[np.int64], rows: int, generated: bool, consume: Callable[[NDArray[np.float32]], object]
     ) -> None:
         """Logits of every token of a text, chunk by chunk, each passed to ``consume``.
 
@@ -159,6 +162,7 @@ class Engine:
         Args:
             tokens: int64 ``[n]``, ``n <= capacity``.
             rows: Most rows of logits at once.
+            generated: Whether they are computed as generated tokens are, not as those of a prompt.
             consume: Gets float32 ``[chunk, vocab]``, reused by the next chunk.
         """
         with self._lock:
@@ -178,6 +182,7 @@ class Engine:
                                 pages=table.pages,
                                 page_starts=np.array([0, len(table)], np.int32),
                                 logit_rows=np.arange(len(new), dtype=np.int32),
+                                first_prompt=int(generated),
                             )
                         )
                     )

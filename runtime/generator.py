@@ -105,6 +105,11 @@ class Model:
         return self._executable.device
 
     @property
+    def prompts_apart(self) -> bool:
+        """Whether tokens of prompts are computed by other kernels than generated ones."""
+        return self._executable.prompts_apart
+
+    @property
     def context_length(self) -> int:
         """Most tokens, prompt and completion: the model's context, or the KV cache if that is smaller."""
         return min(self._facts.context_length, self.engine.capacity)
@@ -256,11 +261,12 @@ class Model:
             constraint=constraint,
         )
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+    def logits(self, ids: Sequence[int], generated: bool = False) -> NDArray[np.float32]:
         """Next-token logits after every token of a text, teacher-forced.
 
         Args:
             ids: Token ids, at most :attr:`context_length`.
+            generated: Whether they are computed as generated tokens are, which can be otherwise than a prompt's.
 
         Returns:
             float32 ``[tokens, vocab]``.
@@ -275,7 +281,7 @@ class Model:
             done += len(chunk)
 
         chunk = max(16, _LOGITS_AT_ONCE // (4 * self._facts.vocab_size))
-        self.engine.teacher_forced(tokens, chunk, store)
+        self.engine.teacher_forced(tokens, chunk, generated, store)
         return rows
 
     def close(self) -> None:

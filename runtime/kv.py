@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from aicc.runtime.errors import ResourceError
 
 
-def page_key(before: bytes, tokens: NDArray[np.int64]) -> bytes:
-    """What a full page holds: a hash of its tokens and of the key of the page before it.
+def page_key(before: bytes, tokens: NDArray[np.int64], prompt: int) -> bytes:
+    """What a full page holds: a hash of its tokens, how they were computed, and of the key of the page before it.
 
     Args:
         before: That page's key, empty for a sequence's first page.
         tokens: int64 ``[page_size]``.
+        prompt: How many of them were computed as tokens of a prompt.
     """
-    return hashlib.blake2b(before + tokens.tobytes(), digest_size=32).digest()
+    return hashlib.blake2b(before + tokens.tobytes() + prompt.to_bytes(4), digest_size=32).digest()
 
 
 class PageTable:
@@ -61,9 +62,11 @@ class PageAllocator:
     Args:
         page_count: Pages there are, numbered from 0.
         page_size: Tokens a page holds.
+        prompts_apart: Whether the executable computes tokens of prompts otherwise than generated ones.
     """
 
-    def __init__(self, page_count: int, page_size: int) -> None:
+    def __init__(self, page_count: int, page_size: int, prompts_apart: bool = False) -> None:
+        self._prompts_apart = prompts_apart
         self.page_count = page_count
         self.page_size = page_size
         self.reset()
@@ -107,17 +110,19 @@ class PageAllocator:
             self._owners[page] = 1
             table._append(page)
 
-    def keys(self, known: list[bytes], tokens: NDArray[np.int64], count: int) -> list[bytes]:
+    def keys(self, known: list[bytes], tokens: NDArray[np.int64], count: int, prompt: int) -> list[bytes]:
         """Keys of the full pages of a sequence's first tokens.
 
         Args:
             known: Of its first pages, as far as anybody asked; more are added.
             tokens: int64, at least ``count``.
             count: How many tokens.
+            prompt: How many of the sequence's tokens are its prompt.
         """
         size = self.page_size
         for start in range(len(known) * size, count - size + 1, size):
-            known.append(page_key(known[-1] if known else b"", tokens[start : start + size]))
+            read = min(max(prompt - start, 0), size) if self._prompts_apart else size
+            known.append(page_key(known[-1] if known else b"", tokens[start : start + size], read))
         return known[: count // size]
 
     def share(self, table: PageTable, keys: Iterable[bytes]) -> None:

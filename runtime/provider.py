@@ -72,6 +72,8 @@ class TokenBatch(msgspec.Struct, frozen=True):
         pages: int32 ``[P]``, page numbers below the executable's capacity.
         page_starts: int32 ``[B+1]``, first 0, last P.
         logit_rows: int32 ``[L]``, rows of ``tokens`` whose logits are wanted.
+        first_prompt: Sequences from this one on add tokens of their prompts, those before it tokens that
+            were generated.
     """
 
     tokens: NDArray[np.int64]
@@ -80,6 +82,7 @@ class TokenBatch(msgspec.Struct, frozen=True):
     pages: NDArray[np.int32]
     page_starts: NDArray[np.int32]
     logit_rows: NDArray[np.int32]
+    first_prompt: int = 0
 
 
 @runtime_checkable
@@ -122,6 +125,14 @@ class DecoderExecutable(Executable, Protocol):
     @property
     def max_batch_tokens(self) -> int:
         """Most tokens one step may add; longer prompts are cut into chunks by the scheduler."""
+        ...
+
+    @property
+    def prompts_apart(self) -> bool:
+        """Whether a token gives other keys and values, to the last bits, in a prompt than generated.
+
+        They are not taken for one another then.
+        """
         ...
 
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:

@@ -181,6 +181,11 @@ class Request:
             self._decode_s += seconds
 
     @property
+    def in_prompt(self) -> bool:
+        """Whether the next token to be computed is one of the prompt's."""
+        return self.cached < self.prompt_length
+
+    @property
     def reads_prompt(self) -> bool:
         """Whether log-probabilities of the prompt's tokens are still to be read."""
         return self.params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_length

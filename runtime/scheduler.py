@@ -25,22 +25,19 @@ class Scheduler:
     """Shares steps and pages between requests; pages first come first served.
 
     Args:
-        page_count: Pages of KV memory.
-        page_size: Tokens a page holds.
+        allocator: Of the pages of KV memory.
         budget: Most tokens a step may add.
         options: What the engine's caller chose.
         drafter: Guesses tokens, if anybody does.
     """
 
-    def __init__(
-        self, page_count: int, page_size: int, budget: int, options: EngineOptions, drafter: Drafter | None
-    ) -> None:
+    def __init__(self, allocator: PageAllocator, budget: int, options: EngineOptions, drafter: Drafter | None) -> None:
         self.budget = budget
         self.counters = Counters()
         self._prefix_cache = options.prefix_cache and not options.reproducible
         # Prompts get at least half of a step, so that decodes alone cannot starve them.
         self.most_sequences = 1 if options.reproducible else max(1, min(_MAX_SEQUENCES, budget // 2))
-        self.allocator = PageAllocator(page_count, page_size)
+        self.allocator = allocator
         self._drafting = Drafting(self.allocator, self.counters, drafter)
         self._admission = Admission(self.allocator, self.most_sequences, self._prefix_cache, self.counters)
         self.waiting: deque[Request] = deque()
@@ -54,12 +51,14 @@ class Scheduler:
             request.end("length")
 
     def schedule(self) -> list[tuple[Request, int]]:
-        """Which requests add how many tokens in the next step, each with the pages it needs."""
+        """Which requests add how many tokens in the next step, each with the pages it needs; prompts come last."""
         self._admission.admit(self.waiting, self.running)
         decodes = [r for r in [r for r in self.running if r.length - r.cached == 1] if self._make_room(r)]
         if prompts := [r for r in self.running if r.length - r.cached > 1]:
-            return [(r, 1) for r in decodes] + self._cut(prompts, self.budget - len(decodes))
-        return [(r, 1) for r in decodes]
+            step = [(r, 1) for r in decodes] + self._cut(prompts, self.budget - len(decodes))
+        else:
+            step = [(r, 1) for r in decodes]
+        return sorted(step, key=lambda part: part[0].in_prompt)
 
     def draft(self, scheduled: list[tuple[Request, int]]) -> list[tuple[Request, int]]:
         """The same step with guesses added, if it is one of decodes."""
@@ -74,7 +73,8 @@ class Scheduler:
         cut = dict.fromkeys(prompts, 0)
         soonest = sorted(prompts, key=lambda r: r.length - r.cached)
         for request, most in [*((r, (budget + 1) // 2) for r in prompts[:1]), *((r, budget) for r in soonest)]:
-            missing = min(request.length - request.cached, request.most_new) - cut[request]
+            end = request.prompt_length if request.in_prompt else request.length  # what follows is computed apart
+            missing = min(end - request.cached, request.most_new) - cut[request]
             new = min(missing, most, budget)
             cut[request] += new
             budget -= new
@@ -92,7 +92,7 @@ class Scheduler:
         if end > length:
             self.counters.accepted_tokens += max(0, request.length - length - 1)
         if self._prefix_cache and request.cached // self.allocator.page_size > request.pages.published:
-            keys = self.allocator.keys(request.page_keys, request.tokens, request.cached)
+            keys = self.allocator.keys(request.page_keys, request.tokens, request.cached, request.prompt_length)
             self.allocator.publish(request.pages, keys[request.pages.published :])
 
     def failed(self, requests: Iterable[Request]) -> None:

@@ -205,6 +205,11 @@ class GraphDecoder(GraphExecutable):
         """Most tokens a step may add."""
         return self._max_batch_tokens
 
+    @property
+    def prompts_apart(self) -> bool:
+        """Tokens of prompts are computed as others are."""
+        return False
+
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
         """One step, sequence by sequence; see :class:`aicc.runtime.provider.DecoderExecutable`."""
         rows = []

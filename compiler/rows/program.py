@@ -24,11 +24,13 @@ class Record:
         k: Columns, a multiple of ``group``.
         group: Columns that share a scale.
         parts: 1 for int8; 2 for a second int8 of what the first leaves over.
+        rounded: Whether rows of prompts are bfloat16 instead, ``k`` columns in the same place.
     """
 
     k: int
     group: int
     parts: int = 1
+    rounded: bool = False
 
 
 @dataclass(eq=False, slots=True)

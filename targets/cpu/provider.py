@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aicc.runtime.artifact import Artifact, Signature, Variant
 
 _LIBRARY = "libmodel.so"
-_ABI_VERSION = 1  # AICC_ABI_VERSION
+_ABI_VERSION = 2  # AICC_ABI_VERSION
 _DECODER, _TENSORS = 1, 2  # aicc_kind
 _INT64 = 4  # AICC_I64
 _MAX_RANK = 8  # AICC_MAX_RANK
@@ -40,7 +40,8 @@ class _Description(Structure):
         ("abi_version", c_uint32), ("kind", c_int32), ("name", c_char_p), ("isa", c_char_p),
         ("weights_bytes", c_uint64), ("weights_id", c_uint64), ("vocab_size", c_int32), ("context_length", c_int32),
         ("layer_count", c_int32), ("page_tokens", c_int32), ("page_bytes", c_uint64), ("max_batch_tokens", c_int32),
-        ("max_batch_sequences", c_int32), ("signature_count", c_int32), ("signatures", c_void_p),
+        ("max_batch_sequences", c_int32), ("prompts_apart", c_int32), ("signature_count", c_int32),
+        ("signatures", c_void_p),
     )  # fmt: skip
 
 
@@ -56,7 +57,7 @@ class _Batch(Structure):
     _fields_ = (
         ("sequences", c_int32), ("token_count", c_int32), ("page_count", c_int32), ("logit_count", c_int32),
         ("tokens", c_void_p), ("starts", c_void_p), ("past", c_void_p), ("pages", c_void_p),
-        ("page_starts", c_void_p), ("logit_rows", c_void_p),
+        ("page_starts", c_void_p), ("logit_rows", c_void_p), ("first_prompt", c_int32),
     )  # fmt: skip
 
 
@@ -308,6 +309,11 @@ class CpuDecoder(_OpenModel):
         """
         raise UnsupportedError("a decoder of the cpu family takes tokens.", "Use Model.generate or logits.")
 
+    @property
+    def prompts_apart(self) -> bool:
+        """Whether the library has kernels of their own for prompts."""
+        return bool(self._about.prompts_apart)
+
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
         """One step; see :class:`aicc.runtime.provider.DecoderExecutable`."""
         if self._model is None:
@@ -319,6 +325,7 @@ class CpuDecoder(_OpenModel):
         c.sequences, c.token_count, c.page_count, c.logit_count = count, len(batch.tokens), len(batch.pages), wanted
         c.tokens, c.starts, c.past = _int64(batch.tokens), _int32(batch.starts), _int32(batch.past)
         c.pages, c.page_starts, c.logit_rows = _int32(batch.pages), _int32(batch.page_starts), _int32(batch.logit_rows)
+        c.first_prompt = batch.first_prompt
         if wanted > len(self._logits):
             self._logits = np.empty((wanted, self._about.vocab_size), np.float32)
             self._logits_address = self._logits.ctypes.data

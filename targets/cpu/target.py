@@ -41,9 +41,10 @@ def _target(
 
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
+_AMX = (*_AVX512, "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
 
 TARGETS = (
-    _target("amx", "x86-64 with AMX: tiles for prompts and batches", "x86_64", (*_AVX512, "amx_tile", "amx_int8")),
+    _target("amx", "x86-64 with AMX: tiles for prompts and batches", "x86_64", _AMX, "runs"),
     _target("avx512-vnni", "x86-64 with AVX-512 and VNNI", "x86_64", _AVX512, "runs"),
     _target("x86-64-v3", "x86-64 with AVX2 and FMA", "x86_64", _AVX2, "runs"),
     _target("portable", "Any x86-64, from plain C: what the others are compared with", "x86_64", (), "runs"),

@@ -239,6 +239,11 @@ class Decoder(Tensors):
         """Most tokens a step may add."""
         return MAX_BATCH_TOKENS
 
+    @property
+    def prompts_apart(self) -> bool:
+        """Tokens of prompts are computed as others are."""
+        return False
+
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
         """One step; see :class:`aicc.runtime.provider.DecoderExecutable`."""
         lengths = np.diff(batch.starts)

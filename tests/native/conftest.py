@@ -64,6 +64,28 @@ class Kernels:
         assert np.isnan(y[:, panels * 16 :]).all(), "wrote past its columns"
         return y[:, : panels * 16]
 
+    def round(self, x: NDArray[np.float32], k: int) -> NDArray[np.uint16]:
+        """Rows of a prompt `[rows, k]` as bfloat16 of float rows, zeros added up to k."""
+        stride = -(-2 * k // 64) * 64 + 64
+        memory = aligned(len(x) * stride)
+        memory[:] = 0xFF
+        rows = memory.reshape(len(x), stride)
+        for to, row in zip(rows, np.ascontiguousarray(x), strict=True):
+            self.lib.round_row(address(to), k, address(row), len(row))
+        return rows[:, : 2 * k].view(np.uint16)
+
+    def linear_prompt(self, x: NDArray[np.uint16], weights: NDArray[np.uint8], form: Form) -> NDArray[np.float32]:
+        """`[rows, 16 * panels]` for a prompt's rows and packed panels."""
+        panels = len(weights) // self.lib.panel_bytes(byref(form))
+        y = np.full((len(x), panels * 16 + 3), np.nan, np.float32)
+        spread = aligned(2 * 2 * 16 * form.k)
+        rows = np.ascontiguousarray(x)
+        stride, width, count = c_ssize_t(rows.strides[0]), c_ssize_t(y.shape[1]), c_int32(len(x))
+        arguments = (address(y), width, address(rows), stride, count, address(weights), c_int32(panels), byref(form))
+        assert self.lib.linear_prompt(*arguments, address(spread)) == 0
+        assert np.isnan(y[:, panels * 16 :]).all(), "wrote past its columns"
+        return y[:, : panels * 16]
+
     def gather(self, weights: NDArray[np.uint8], row: int, form: Form) -> NDArray[np.float32]:
         y = np.empty(form.k, np.float32)
         self.lib.gather_row(address(y), address(weights), row, byref(form))
@@ -95,6 +117,12 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
 @pytest.fixture(scope="session", params=[name for name, isa in ISAS.items() if isa.name != "amx"])
 def attending(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     """The same, attention too, which has no use for tiles."""
+    yield from runnable(request.param, attention=True)
+
+
+@pytest.fixture(scope="session", params=[name for name, isa in ISAS.items() if isa.name == "amx"])
+def prompting(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    """Those that have products of their own for prompts, with attention."""
     yield from runnable(request.param, attention=True)
 
 

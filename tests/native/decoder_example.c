@@ -16,6 +16,7 @@
 #endif
 #define EPSILON 1e-5f
 
+#define AICC_NO_PROMPTS /* all rows are quantised alike */
 #include "attention.h"
 #include "linear.h"
 #include "maths.h"
@@ -88,7 +89,7 @@ static void step_qkv(const aicc_frame *f, const aicc_step *s, const aicc_task *t
         for (int32_t row = t->row_begin; row < t->row_end; row += AICC_TILE_ROWS) {
             int32_t rows = AICC_MIN(t->row_end - row, AICC_TILE_ROWS);
             aicc_linear(tile, HEAD, f->buffers + s->at[1] + (size_t)row * ROW(HIDDEN), ROW(HIDDEN), rows, 1,
-                        f->weights + s->at[0] + (size_t)unit * (HEAD / 16) * PANEL4(HIDDEN), HEAD / 16, from_hidden);
+                        f->weights + s->at[0] + (size_t)unit * (HEAD / 16) * PANEL4(HIDDEN), HEAD / 16, from_hidden, NULL);
             for (int32_t r = 0; r < rows; r++) {
                 float *head = tile + r * HEAD;
                 const float *angles = WEIGHT_FLOATS(f, ROPE_AT) + f->position_of[row + r] * (HEAD / 2);
@@ -103,7 +104,7 @@ static void step_qkv(const aicc_frame *f, const aicc_step *s, const aicc_task *t
 /* at: q, out, quantised out, the layer's place in a page. */
 static void step_attention(const aicc_frame *f, const aicc_step *s, const aicc_task *t) {
     aicc_attention_place at = {FLOATS(f->buffers, s->at[0]), FLOATS(f->buffers, s->at[1]), HEADS * HEAD, HEADS * HEAD,
-                               f->buffers + s->at[2], GROUP, 1};
+                               f->buffers + s->at[2], ROW(HEADS * HEAD), GROUP, 1};
     aicc_attention(f, t, s->at[3], at, heads);
 }
 
@@ -115,7 +116,7 @@ AICC_INLINE void add_linear(const aicc_frame *f, const aicc_step *s, const aicc_
             int32_t rows = AICC_MIN(t->row_end - row, AICC_TILE_ROWS);
             ptrdiff_t stride = (ptrdiff_t)aicc_row_bytes(form.k, GROUP);
             aicc_linear(tile, 16, f->buffers + s->at[1] + row * stride, stride, rows, 1,
-                        f->weights + s->at[0] + (size_t)unit * aicc_panel_bytes(form), 1, form);
+                        f->weights + s->at[0] + (size_t)unit * aicc_panel_bytes(form), 1, form, NULL);
             for (int32_t r = 0; r < rows; r++) {
                 float *x = FLOATS(f->buffers, s->at[2]) + (row + r) * HIDDEN + unit * 16;
                 for (int32_t n = 0; n < 16; n++) x[n] += tile[r * 16 + n];
@@ -139,8 +140,8 @@ static void step_gate_up(const aicc_frame *f, const aicc_step *s, const aicc_tas
             int32_t rows = AICC_MIN(t->row_end - row, AICC_TILE_ROWS);
             const uint8_t *x = f->buffers + s->at[2] + (size_t)row * ROW(HIDDEN);
             size_t panels = (size_t)unit * (GROUP / 16) * PANEL4(HIDDEN);
-            aicc_linear(gate, GROUP, x, ROW(HIDDEN), rows, 1, f->weights + s->at[0] + panels, GROUP / 16, from_hidden);
-            aicc_linear(up, GROUP, x, ROW(HIDDEN), rows, 1, f->weights + s->at[1] + panels, GROUP / 16, from_hidden);
+            aicc_linear(gate, GROUP, x, ROW(HIDDEN), rows, 1, f->weights + s->at[0] + panels, GROUP / 16, from_hidden, NULL);
+            aicc_linear(up, GROUP, x, ROW(HIDDEN), rows, 1, f->weights + s->at[1] + panels, GROUP / 16, from_hidden, NULL);
             for (int32_t i = 0; i < rows * GROUP; i++) gate[i] = aicc_silu(gate[i]) * up[i];
             for (int32_t r = 0; r < rows; r++)
                 aicc_quantise_groups(f->buffers + s->at[3] + (size_t)(row + r) * ROW(FFN), FFN, GROUP, 1, unit, 1, gate + r * GROUP);
@@ -154,7 +155,7 @@ static void step_logits(const aicc_frame *f, const aicc_step *s, const aicc_task
         for (int32_t row = t->row_begin; row < t->row_end; row += AICC_TILE_ROWS) {
             int32_t rows = AICC_MIN(t->row_end - row, AICC_TILE_ROWS), width = AICC_MIN(VOCAB - unit * 16, 16);
             aicc_linear(tile, 16, f->buffers + s->at[1] + (size_t)row * ROW(HIDDEN), ROW(HIDDEN), rows, 1,
-                        f->weights + s->at[0] + (size_t)unit * PANEL8(HIDDEN), 1, to_vocab);
+                        f->weights + s->at[0] + (size_t)unit * PANEL8(HIDDEN), 1, to_vocab, NULL);
             for (int32_t r = 0; r < rows; r++)
                 memcpy(f->logits + (size_t)(row + r) * VOCAB + unit * 16, tile + r * 16, (size_t)width * 4);
         }

@@ -52,12 +52,31 @@ EXPORT int linear(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_strid
     { \
         aicc_weight form = {format, w->k, group, zero, scales, minima}; \
         if (same(*w, form)) { \
-            aicc_linear(y, y_stride, x, x_stride, rows, parts, weights, panels, form); \
+            aicc_linear(y, y_stride, x, x_stride, rows, parts, weights, panels, form, NULL); \
             return 0; \
         } \
     }
     FORMS(TRY)
     return 1;
+}
+
+/* The same of a prompt's rows, with memory for `spread`. Not for float forms. */
+EXPORT int linear_prompt(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows,
+                         const uint8_t *weights, int32_t panels, const aicc_weight *w, uint16_t *spread) {
+#define TRY_PROMPT(format, group, zero, scales, minima) \
+    { \
+        aicc_weight form = {format, w->k, group, zero, scales, minima}; \
+        if (group && same(*w, form)) { \
+            aicc_linear_prompt(y, y_stride, x, x_stride, rows, weights, panels, form, spread); \
+            return 0; \
+        } \
+    }
+    FORMS(TRY_PROMPT)
+    return 1;
+}
+
+EXPORT void round_row(uint8_t *row, int32_t k, const float *x, int32_t width) {
+    aicc_round_row(row, k, x, width);
 }
 
 EXPORT void gather_row(float *y, const uint8_t *panels, int32_t row, const aicc_weight *w) {
@@ -109,9 +128,10 @@ FUNCTION(gelu_tanh)
  * cache has one layer. `threads` only decides how the work is cut. Returns the number of items, or -1. */
 EXPORT int32_t attention(int32_t number, int32_t sequences, int32_t tokens, const int32_t *starts, const int32_t *past,
                          const int32_t *pages, const int32_t *page_starts, int32_t threads, const float *q, const float *k,
-                         const float *v, uint8_t *cache, float *out, uint8_t *quantised, int32_t *positions) {
+                         const float *v, uint8_t *cache, float *out, uint8_t *quantised, int32_t *positions, int32_t prompt) {
     static _Atomic uint32_t arrivals[AICC_SPLIT_SLOTS * 4];
-    static _Alignas(64) uint8_t scratch[(AICC_ATTENTION_ROWS * (AICC_SPLIT + 4 + 3 * 128)) * 4];
+    static _Alignas(64) uint8_t scratch[(AICC_ATTENTION_ROWS * (AICC_SPLIT + 4 + 3 * 128)) * 4 +
+                                        (AICC_ATTENTION_ROWS * (AICC_SPLIT + 128) + AICC_SPLIT * 128) * 2];
     static float partials[AICC_SPLIT_SLOTS * 40 * (16 + AICC_LANES) * 4];
     static aicc_attention_item items[2048];
     const aicc_batch given = {.sequences = sequences, .token_count = tokens, .page_count = page_starts[sequences],
@@ -127,11 +147,12 @@ EXPORT int32_t attention(int32_t number, int32_t sequences, int32_t tokens, cons
         aicc_frame f = {.cache = cache, .page_bytes = aicc_layer_page_bytes(h), .batch = batch, .rows = batch->token_count, \
                         .sequence_of = positions, .position_of = positions + batch->token_count, \
                         .slot_of = positions + batch->token_count, .item_count = count, .items = items, \
-                        .partials = partials, .arrivals = arrivals}; \
+                        .partials = partials, .arrivals = arrivals, \
+                        .first_prompt_row = prompt ? 0 : batch->token_count}; \
         for (int32_t row = 0; row < batch->token_count; row++) \
             for (int32_t head = 0; head < KH; head++) \
                 aicc_cache_write(&f, 0, row, head, k + row * narrow + head * HD, v + row * narrow + head * HD, h); \
-        aicc_attention_place at = {q, out, wide, wide, quantised, 32, 1}; \
+        aicc_attention_place at = {q, out, wide, wide, quantised, (int32_t)aicc_row_bytes(wide, 32), 32, 1}; \
         for (int32_t unit = count * KH; unit-- > 0;) /* in the wrong order, which must not matter */ \
             aicc_attention(&f, &(aicc_task){.begin = unit, .end = unit + 1, .scratch = scratch}, 0, at, h); \
         return count; \

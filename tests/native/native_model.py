@@ -20,7 +20,12 @@ class Description(Structure):
         *(("abi_version", c_uint32), ("kind", c_int32), ("name", c_char_p), ("isa", c_char_p)),
         *(("weights_bytes", c_uint64), ("weights_id", c_uint64), ("vocab_size", c_int32), ("context_length", c_int32)),
         *(("layer_count", c_int32), ("page_tokens", c_int32), ("page_bytes", c_uint64), ("max_batch_tokens", c_int32)),
-        *(("max_batch_sequences", c_int32), ("signature_count", c_int32), ("signatures", c_void_p)),
+        *(
+            ("max_batch_sequences", c_int32),
+            ("prompts_apart", c_int32),
+            ("signature_count", c_int32),
+            ("signatures", c_void_p),
+        ),
     )
 
 
@@ -32,6 +37,7 @@ class Batch(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("sequences", "token_count", "page_count", "logit_count")),
         *((name, c_void_p) for name in ("tokens", "starts", "past", "pages", "page_starts", "logit_rows")),
+        ("first_prompt", c_int32),
     )
 
 

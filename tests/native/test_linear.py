@@ -147,3 +147,31 @@ def test_two_records_of_a_row_give_the_product_to_fifteen_bits(kernels, form, gr
     halves = np.split(records, 2, axis=1)
     alone = [kernels.linear(np.ascontiguousarray(half), packed, form) for half in halves]
     assert got.tobytes() == (alone[0] + alone[1]).tobytes()
+
+
+def rounded(x):
+    """Values as bfloat16 holds them, to nearest, ties to even; denormals are zeros."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    bits = np.where(bits & 0x7F800000, bits, bits & 0x80000000)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
+
+
+@SETTINGS
+@given(st.integers(0, 11), st.integers(1, 5), st.integers(1, 5), st.sampled_from(ROWS), st.integers(0, 2**32 - 1))
+def test_products_of_prompts_are_those_of_bfloat16(kernels, form, groups, panels, rows, seed):
+    form, x, values, scales, minima = case(kernels, kernels.forms[form], groups, panels, rows, seed, seed % 2 == 0)
+    if not form.quantised:
+        return
+    x, packed = x[:, : form.k - seed % 5], kernels.pack(form, values, scales, minima)
+    stored = kernels.round(x, form.k)
+    assert np.array_equal(stored[:, : x.shape[1]], (rounded(x).view(np.uint32) >> 16).astype(np.uint16))
+    assert (stored[:, x.shape[1] :] == 0).all()
+    per_input = np.repeat(scales, form.group, axis=1).astype(np.float64) * (values - form.zero)
+    if minima is not None:
+        per_input = per_input + np.repeat(minima, form.group, axis=1)
+    weight = rounded(per_input.astype(np.float32)).astype(np.float64)[:, : x.shape[1]]
+    got, row = kernels.linear_prompt(stored, packed, form), rounded(x).astype(np.float64)
+    size = np.abs(row) @ np.abs(weight).T
+    assert (np.abs(got - row @ weight.T) <= form.k * 2.0**-24 * size + 1e-37 * form.k).all()
+    alone = kernels.linear_prompt(np.ascontiguousarray(stored[rows - 1 :]), packed, form)
+    assert alone.tobytes() == got[rows - 1 :].tobytes(), "a row does not depend on the rows beside it"

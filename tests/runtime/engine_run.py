@@ -38,7 +38,8 @@ class Watched:
     def __init__(self, decoder):
         self.decoder = decoder
         self.page_size, self.page_count = decoder.page_size, decoder.page_count
-        self.max_batch_tokens = decoder.max_batch_tokens
+        self.max_batch_tokens, self.prompts_apart = decoder.max_batch_tokens, decoder.prompts_apart
+        self.roles: list[list[bool]] = []  # whether each sequence added tokens of its prompt
         self.steps: list[list[tuple[int, int]]] = []  # (past, new) of each sequence
         self.before_step: Callable[[int], None] = lambda index: None
         self.slots: dict[tuple[int, int], tuple] = {}  # (page, slot) -> (what came before, token)
@@ -52,6 +53,7 @@ class Watched:
         assert (np.diff(batch.logit_rows) > 0).all()
         assert set(batch.logit_rows.tolist()) <= set(range(len(batch.tokens)))
         self.steps.append(list(zip(batch.past.tolist(), new.tolist(), strict=True)))
+        self.roles.append([i >= batch.first_prompt for i in range(len(new))])
         self.before_step(len(self.steps) - 1)
         self._check_pages(batch)
         return self.decoder.forward(batch)

@@ -26,7 +26,7 @@ class Erring:
     def __init__(self, decoder, every: int):
         self.decoder, self.every = decoder, every
         self.page_size, self.page_count = decoder.page_size, decoder.page_count
-        self.max_batch_tokens = decoder.max_batch_tokens
+        self.max_batch_tokens, self.prompts_apart = decoder.max_batch_tokens, decoder.prompts_apart
 
     def forward(self, batch) -> np.ndarray:
         logits = self.decoder.forward(batch).copy()
@@ -102,7 +102,7 @@ def test_every_request_gets_what_it_would_get_alone_and_leaves_no_page(
                 drafts.executable.fail_once(KeyboardInterrupt())
             case "score":
                 with contextlib.suppress(RuntimeError):
-                    run.engine.teacher_forced(np.arange(longest), 5, lambda logits: None)
+                    run.engine.teacher_forced(np.arange(longest), 5, False, lambda logits: None)
         with contextlib.suppress(KeyboardInterrupt):
             run.engine.step()
     with contextlib.suppress(KeyboardInterrupt):  # one that no step has met yet

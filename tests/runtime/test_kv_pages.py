@@ -44,7 +44,7 @@ def test_when_too_few_are_free_nothing_changes_and_the_error_says_so():
 def keys_of(tokens: list[int], size: int) -> list[bytes]:
     keys = [b""]
     for start in range(0, len(tokens) - size + 1, size):
-        keys.append(page_key(keys[-1], np.array(tokens[start : start + size], np.int64)))
+        keys.append(page_key(keys[-1], np.array(tokens[start : start + size], np.int64), size))
     return keys[1:]
 
 
@@ -52,6 +52,16 @@ def keys_of(tokens: list[int], size: int) -> list[bytes]:
 def test_equal_keys_mean_equal_tokens_from_the_start(first, second, size):
     for i, (a, b) in enumerate(zip(keys_of(first, size), keys_of(second, size), strict=False), 1):
         assert (a == b) == (first[: i * size] == second[: i * size])
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=9), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
+def test_keys_tell_how_tokens_were_computed_where_that_matters(tokens, size, prompt, other):
+    def keys(apart: bool, length: int) -> list[bytes]:
+        return PageAllocator(9, size, apart).keys([], np.array(tokens, np.int64), len(tokens), length)
+
+    assert keys(False, prompt) == keys(False, other)
+    for i, (a, b) in enumerate(zip(keys(True, prompt), keys(True, other), strict=True), 1):
+        assert (a == b) == (min(prompt, i * size) == min(other, i * size))
 
 
 def known(allocator: PageAllocator, tokens: list[int]) -> int:

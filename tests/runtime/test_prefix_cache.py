@@ -35,6 +35,43 @@ def test_a_conversation_goes_on_after_what_was_generated(make_decoder, alone):
     assert run.ids(second) == alone(turn)
 
 
+class Apart:
+    """A decoder that would compute prompts by other kernels."""
+
+    prompts_apart = True
+
+    def __init__(self, decoder):
+        self._decoder = decoder
+
+    def __getattr__(self, name):
+        return getattr(self._decoder, name)
+
+
+def test_where_prompts_have_kernels_of_their_own_what_was_generated_is_read_again(make_decoder, alone):
+    run = Run(Apart(make_decoder(page_size=4)))
+    first = run.submit([1, 2, 3, 4, 5], max_tokens=10)
+    run.finish()
+    assert run.executable.roles == [[True]] + 9 * [[False]]
+    turn = [1, 2, 3, 4, 5, *run.ids(first), 50, 51]
+    second, again = run.submit(turn), run.submit([1, 2, 3, 4, 5], max_tokens=2)
+    run.finish()
+    assert second.cached_prompt_tokens == again.cached_prompt_tokens == 4
+    assert run.ids(second) == alone(turn)
+
+
+def test_requests_computed_again_read_their_prompts_apart_from_what_was_generated(make_decoder, alone):
+    run = Run(Apart(make_decoder(kv_tokens=48, page_size=4)))
+    requests = [run.submit([i, 7, 9], max_tokens=20) for i in range(4)]
+    run.finish()
+    assert run.engine.counters.preemptions
+    assert [run.ids(r) for r in requests] == [alone([i, 7, 9], max_tokens=20) for i in range(4)]
+    for step, roles in zip(run.executable.steps, run.executable.roles, strict=True):
+        assert roles == sorted(roles)
+        for (past, new), in_prompt in zip(step, roles, strict=True):
+            assert in_prompt == (past < 3)
+            assert not in_prompt or past + new <= 3
+
+
 def test_requests_that_come_together_compute_their_beginning_once(make_decoder, alone):
     run = Run(make_decoder(page_size=4, max_batch_tokens=8))
     prompts = [[*range(20), 100 + i] for i in range(4)]
@@ -100,7 +137,7 @@ def test_a_scored_text_leaves_nothing_to_use_again(make_decoder, alone):
     prompt = list(range(12))
     run.submit(prompt, max_tokens=1)
     run.finish()
-    run.engine.teacher_forced(np.arange(100, 200), 16, lambda logits: None)
+    run.engine.teacher_forced(np.arange(100, 200), 16, False, lambda logits: None)
     request = run.submit(prompt)
     run.finish()
     assert request.cached_prompt_tokens == 0

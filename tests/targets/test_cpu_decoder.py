@@ -86,7 +86,13 @@ def test_keys_and_values_in_bytes_take_half_the_memory_and_have_their_own_measur
             assert np.array_equal(_forward(model, [ids], [0], [[40, 41]])[0], together[index])
 
 
-def _batch(sequences: list[list[int]], past: list[int], pages: list[list[int]], all_rows: bool = False) -> TokenBatch:
+def _batch(
+    sequences: list[list[int]],
+    past: list[int],
+    pages: list[list[int]],
+    all_rows: bool = False,
+    first_prompt: int = 0,
+) -> TokenBatch:
     starts = np.cumsum([0, *map(len, sequences)]).astype(np.int32)
     return TokenBatch(
         np.concatenate(sequences).astype(np.int64),
@@ -95,6 +101,7 @@ def _batch(sequences: list[list[int]], past: list[int], pages: list[list[int]], 
         np.concatenate(pages).astype(np.int32),
         np.cumsum([0, *map(len, pages)]).astype(np.int32),
         np.arange(starts[-1], dtype=np.int32) if all_rows else starts[1:] - 1,
+        first_prompt,
     )
 
 
@@ -124,6 +131,16 @@ def test_a_row_is_the_same_to_the_last_bit_alone_beside_others_and_in_pieces(com
         assert np.array_equal(_forward(compact, [ids[-1:]], [len(ids) - 1], [[60, 61]])[0], together[index])
 
 
+def test_prompts_and_generated_tokens_in_one_step_are_as_in_steps_of_their_own(compact: Model) -> None:
+    sequences = [case["prompt_ids"] for case in CASES[:4]]
+    pages = [[4 * i, 4 * i + 1] for i in range(4)]
+    forward = compact._executable.forward  # type: ignore[attr-defined]
+    alone = np.concatenate(
+        [forward(_batch([ids], [0], [pages[0]], first_prompt=int(i < 2))).copy() for i, ids in enumerate(sequences)]
+    )
+    assert np.array_equal(forward(_batch(sequences, [0] * 4, pages, first_prompt=2)), alone)
+
+
 def test_the_number_of_threads_changes_no_bit(compact: Model, compact_path: Path) -> None:
     ids = CASES[5]["prompt_ids"]
     with load(compact_path, threads=1, kv_tokens=256) as alone:
@@ -142,6 +159,8 @@ def test_the_number_of_threads_changes_no_bit(compact: Model, compact_path: Path
         ({"logit_rows": np.array([1], np.int32)}, "batch"),
         ({"tokens": np.array([5], np.int32)}, "int32"),
         ({"starts": np.array([0, 1, 2], np.int32)}, "contradicts"),
+        ({"first_prompt": 2}, "batch"),
+        ({"first_prompt": -1}, "batch"),
     ],
     ids=str,
 )

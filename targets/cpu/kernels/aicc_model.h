@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define AICC_ABI_VERSION 1u
+#define AICC_ABI_VERSION 2
 #define AICC_MAX_RANK 8
 
 #ifndef AICC_API
@@ -89,6 +89,7 @@ typedef struct aicc_description {
     uint64_t page_bytes;         /* KV memory of one page, all layers */
     int32_t max_batch_tokens;    /* most tokens of one aicc_forward(); aicc_run() cuts larger batches itself */
     int32_t max_batch_sequences; /* most sequences of one aicc_forward() */
+    int32_t prompts_apart;       /* 1 if tokens of prompts give other results than the same tokens decoded, else 0 */
     /* Tensor models; zero for decoders. */
     int32_t signature_count;
     const aicc_signature *signatures;
@@ -113,6 +114,7 @@ typedef struct aicc_batch {
     const int32_t *pages;       /* [page_count] */
     const int32_t *page_starts; /* [B+1], first 0, last page_count, not falling */
     const int32_t *logit_rows;  /* [L], indices into tokens */
+    int32_t first_prompt;       /* sequences from this one on, 0 .. B, add tokens of their prompts: see aicc_forward() */
 } aicc_batch;
 
 typedef struct aicc_tensor {
@@ -135,12 +137,14 @@ AICC_API int aicc_open(aicc_model **model, const aicc_options *options, void *me
 AICC_API int aicc_open_file(aicc_model **model, const aicc_options *options, void *memory, size_t memory_bytes,
                             const char *path);
 /* One step of a decoder: writes keys and values of the new tokens into their pages, and float [L][vocab_size] to
- * `logits` (may be null if L is 0). A row's result depends on its own sequence alone, to the last bit. */
+ * `logits` (may be null if L is 0). A row's result depends on its own sequence alone, to the last bit, and, where
+ * aicc_description.prompts_apart, on whether it was added as part of a prompt: many rows are then computed faster and
+ * rounded otherwise than few. */
 AICC_API int aicc_forward(aicc_model *model, const aicc_batch *batch, float *logits);
 /* One sequence that uses pages in order: add `count` tokens (any number; cut into batches here); the logits [vocab_size] of the
  * last of them if `logits` is not null. */
 AICC_API int aicc_prefill(aicc_model *model, const int64_t *tokens, int32_t count, float *logits);
-/* aicc_prefill() of one token. */
+/* The next token of that sequence after its prompt. */
 AICC_API int aicc_decode(aicc_model *model, int64_t token, float *logits);
 /* Start that one sequence again. */
 AICC_API void aicc_reset(aicc_model *model);

@@ -15,7 +15,19 @@
 
 #include "cache.h"
 #include "maths.h"
+#include "prompt.h"
+#if defined(AICC_PROMPTS)
+#include "attention_amx.h"
+#endif
 #include "quantise.h"
+
+#if defined(AICC_PROMPTS)
+#define AICC_HAS_TILES(f, row, h) ((row) >= (f)->first_prompt_row && aicc_has_tiles(h))
+#define AICC_TILES_BYTES(head_dim) aicc_attention_tiles_bytes(head_dim)
+#else
+#define AICC_HAS_TILES(f, row, h) false
+#define AICC_TILES_BYTES(head_dim) 0
+#endif
 
 #define AICC_MINUS_INFINITY (-__builtin_inff())
 #define AICC_SPLIT_PAGES (AICC_SPLIT / AICC_LANES)
@@ -33,7 +45,8 @@ typedef struct aicc_attention_scratch {
 
 /* Bytes of scratch that aicc_attention needs. */
 AICC_INLINE size_t aicc_attention_scratch_bytes(int32_t head_dim) {
-    return sizeof(aicc_attention_scratch) + 3 * sizeof(float) * AICC_ATTENTION_ROWS * (size_t)head_dim;
+    return sizeof(aicc_attention_scratch) + 3 * sizeof(float) * AICC_ATTENTION_ROWS * (size_t)head_dim +
+           AICC_TILES_BYTES(head_dim);
 }
 
 /* A split of one row when splits are computed side by side: output [head_dim], then m and l. */
@@ -146,6 +159,12 @@ AICC_INLINE void aicc_soften_row(float *scores, int32_t begin, int32_t end, int3
 /* Add a split (m, l, a) to the splits before it (M, L, A). */
 AICC_INLINE void aicc_merge(float *M, float *L, float *A, float m, float l, const float *a, int32_t head_dim) {
     if (m == AICC_MINUS_INFINITY) return;
+    if (*M == AICC_MINUS_INFINITY) { /* the first: what follows would multiply by 0 and by 1 */
+        memcpy(A, a, sizeof *A * (size_t)head_dim);
+        *L = l;
+        *M = m;
+        return;
+    }
     float top = m > *M ? m : *M;
     float before = aicc_exp(*M - top), now = aicc_exp(m - top); /* 0 for the first split: M is -inf */
     for (int32_t d = 0; d < head_dim; d++) A[d] = A[d] * before + a[d] * now;
@@ -179,11 +198,13 @@ AICC_INLINE bool aicc_attend_split(const aicc_frame *f, const aicc_attention_ite
     int32_t from = AICC_MAX(aicc_first_key(low, h) - base, 0);
     int32_t to = AICC_MIN(aicc_last_key(high, length, h) - base, AICC_SPLIT);
     if (from >= to) return false;
+    bool tiles = AICC_HAS_TILES(f, item->row, h);
     int32_t begin = from / AICC_LANES * AICC_LANES, end = AICC_ROUND_UP(to, AICC_LANES);
     const int32_t *pages = b->pages + b->page_starts[sequence] + base / AICC_LANES;
-    const uint8_t *values[AICC_SPLIT_PAGES] = {0};
+    const uint8_t *all_keys[AICC_SPLIT_PAGES] = {0}, *values[AICC_SPLIT_PAGES] = {0};
     for (int32_t page = begin / AICC_LANES; page < end / AICC_LANES; page++) {
         const uint8_t *keys = aicc_head_page(f, rows.layer, pages[page], rows.kv_head, h);
+        all_keys[page] = keys;
         values[page] = keys + aicc_head_page_bytes(h) / 2;
         if (rows.count <= AICC_DECODE_ROWS) { /* decoding: fetch what the next unit reads, which no hardware can guess */
             bool another = rows.kv_head + 1 < h.kv_heads;
@@ -192,8 +213,17 @@ AICC_INLINE bool aicc_attend_split(const aicc_frame *f, const aicc_attention_ite
                 aicc_prefetch(aicc_head_page(f, rows.layer, pages[ahead], another ? rows.kv_head + 1 : 0, h),
                               aicc_head_page_bytes(h));
         }
-        aicc_score_rows(&s->scores[0][page * AICC_LANES], s->rows, keys, rows.count, h);
+        if (!tiles) aicc_score_rows(&s->scores[0][page * AICC_LANES], s->rows, keys, rows.count, h);
     }
+#if defined(AICC_PROMPTS)
+    uint16_t *q = (uint16_t *)(void *)(s->rows + 3 * AICC_ATTENTION_ROWS * h.head_dim);
+    uint16_t *p = q + AICC_ATTENTION_ROWS * h.head_dim, *spread = p + AICC_ATTENTION_ROWS * AICC_SPLIT;
+    if (tiles) {
+        aicc_shape_prompt(AICC_TILE, AICC_TILE);
+        aicc_round_columns((uint8_t *)q, 0, rows.count * h.head_dim, s->rows);
+        aicc_score_tiles(&s->scores[0][0], q, rows.count, all_keys, begin / AICC_LANES, end / AICC_LANES, spread, h);
+    }
+#endif
     for (int32_t r = 0; r < rows.count; r++) {
         int32_t position = f->position_of[item->row + (rows.first + r) / rows.heads];
         aicc_soften_row(s->scores[r], begin, end, aicc_first_key(position, h) - base,
@@ -203,6 +233,16 @@ AICC_INLINE bool aicc_attend_split(const aicc_frame *f, const aicc_attention_ite
             aicc_store(p, aicc_load(p) * aicc_page_scales(values[page], h));
         }
     }
+#if defined(AICC_PROMPTS)
+    if (tiles) {
+        memset(p, 0, sizeof *p * (size_t)rows.count * AICC_SPLIT);
+        for (int32_t r = 0; r < rows.count; r++)
+            aicc_round_columns((uint8_t *)(p + r * AICC_SPLIT), from, to - from, &s->scores[r][from]);
+        aicc_weigh_tiles(s->rows + AICC_ATTENTION_ROWS * h.head_dim, p, rows.count, values, from, to, spread, h);
+        _tile_release();
+        return true;
+    }
+#endif
     aicc_weigh_rows(s->rows + AICC_ATTENTION_ROWS * h.head_dim, &s->scores[0][0], values, from, to, rows.count, h);
     return true;
 }
@@ -212,8 +252,8 @@ typedef struct aicc_attention_place {
     const float *q;
     float *out;
     ptrdiff_t q_stride, out_stride;
-    uint8_t *quantised; /* null, or rows of `parts` records, in groups of `group` that divide a KV head's columns */
-    int32_t group, parts;
+    uint8_t *quantised; /* null, or rows of `row_bytes` for the next product, in groups of `group` that divide a KV head's columns */
+    int32_t row_bytes, group, parts;
 } aicc_attention_place;
 
 /* The rows of an item that fit the scratch: queries in, splits one after another, result out or, for an item that is
@@ -289,11 +329,18 @@ AICC_INLINE void aicc_attention(const aicc_frame *f, const aicc_task *task, uint
             atomic_store_explicit(arrivals, 0, memory_order_relaxed);
             aicc_merge_slots(f, item, rows.kv_head, at, h);
         }
-        for (int32_t row = item->row; at.quantised && row < item->row + item->count; row++)
-            aicc_quantise_groups(
-                at.quantised + (size_t)row * (size_t)at.parts * aicc_row_bytes(h.query_heads * h.head_dim, at.group),
-                h.query_heads * h.head_dim, at.group, at.parts, rows.kv_head * columns / at.group, columns / at.group,
-                at.out + row * at.out_stride + rows.kv_head * columns);
+        for (int32_t row = item->row; at.quantised && row < item->row + item->count; row++) {
+            uint8_t *to = at.quantised + (size_t)row * (size_t)at.row_bytes;
+            const float *from = at.out + row * at.out_stride + rows.kv_head * columns;
+#if defined(AICC_PROMPTS)
+            if (row >= f->first_prompt_row) {
+                aicc_round_columns(to, rows.kv_head * columns, columns, from);
+                continue;
+            }
+#endif
+            aicc_quantise_groups(to, h.query_heads * h.head_dim, at.group, at.parts, rows.kv_head * columns / at.group,
+                                 columns / at.group, from);
+        }
     }
 }
 

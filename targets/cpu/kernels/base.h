@@ -26,6 +26,9 @@
 #if defined(__AMX_INT8__) || defined(AICC_EMULATED_TILES) /* the latter in tests */
 #define AICC_ISA "amx"
 #define AICC_AMX 1
+#if !defined(AICC_NO_PROMPTS)
+#define AICC_PROMPTS 1 /* rows of prompts have products of their own (prompt.h) */
+#endif
 #else
 #define AICC_ISA "avx512-vnni"
 #endif

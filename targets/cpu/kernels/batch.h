@@ -23,6 +23,7 @@ static inline int aicc_check_batch(const aicc_description *about, const aicc_bat
     if (b->token_count < 1 || b->token_count > about->max_batch_tokens) return AICC_ERROR_BATCH;
     if (b->logit_count < 0 || b->logit_count > b->token_count || b->page_count < 0) return AICC_ERROR_BATCH;
     if (b->logit_count > 0 && !b->logit_rows) return AICC_ERROR_ARGUMENT;
+    if (b->first_prompt < 0 || b->first_prompt > b->sequences) return AICC_ERROR_BATCH;
     if (b->starts[0] != 0 || b->starts[b->sequences] != b->token_count) return AICC_ERROR_BATCH;
     if (b->page_starts[0] != 0 || b->page_starts[b->sequences] != b->page_count) return AICC_ERROR_BATCH;
     for (int32_t i = 0; i < b->sequences; i++) {

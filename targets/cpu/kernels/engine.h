@@ -6,13 +6,20 @@
 #ifndef AICC_ENGINE_H
 #define AICC_ENGINE_H
 
+#include <stdbool.h>
+
 #include "base.h"
 #include "pool.h"
 
 #define AICC_SPLIT 128            /* keys that are attended to in one piece: fixed, so that sums never depend on the batch */
 #define AICC_SPLIT_SLOTS 256      /* splits of single queries that may be computed side by side */
-#define AICC_ATTENTION_ROWS 32    /* queries times heads that share their loads of keys and values */
+#if defined(AICC_PROMPTS)
+#define AICC_ATTENTION_ROWS 64    /* queries times heads that share their loads of keys and values */
+#else
+#define AICC_ATTENTION_ROWS 32
+#endif
 #define AICC_TILE_ROWS 32         /* rows a linear step computes at once; row ranges start at its multiples */
+#define AICC_PROMPT_ROWS 256      /* the same of prompts, where they have products of their own */
 #define AICC_MOST_PANELS 8        /* of a weight, and at once */
 #define AICC_MAX_PORTS 8          /* inputs, and outputs, of a tensor model */
 
@@ -33,6 +40,7 @@ typedef struct aicc_frame {
     float *logits; /* [logit_count][vocab_size] */
     const aicc_batch *batch;
     int32_t rows;                /* T */
+    int32_t first_prompt_row;    /* rows from this one on are read as prompts (prompt.h); T if none is */
     const int32_t *sequence_of;  /* [T] index of a row's sequence in the batch */
     const int32_t *position_of;  /* [T] its position in the sequence */
     const int32_t *slot_of;      /* [T] where in the sequence's pages its key and value go; -1: nowhere, it is hidden */
@@ -49,6 +57,7 @@ typedef struct aicc_frame {
 typedef struct aicc_task {
     int32_t begin, end;
     int32_t row_begin, row_end;
+    bool prompt; /* its rows are read as prompts */
     uint8_t *scratch; /* aicc_program.scratch_bytes of this thread's own, aligned to 64 */
 } aicc_task;
 
@@ -85,9 +94,9 @@ typedef struct aicc_program {
     int64_t input_limits[AICC_MAX_PORTS]; /* what an input's numbers must be below; 0: they may be any */
 } aicc_program;
 
-/* How one step is cut for the batch at hand. */
+/* How one step, or its rows of prompts, is cut for the batch at hand. */
 typedef struct aicc_cut {
-    int32_t rows, row_block, row_tasks;
+    int32_t first_row, rows, row_block, row_tasks;
     int32_t unit_block, unit_tasks;
 } aicc_cut;
 
@@ -95,7 +104,7 @@ typedef struct aicc_engine {
     const aicc_program *program;
     aicc_frame frame;
     aicc_pool pool;
-    aicc_cut *cuts;    /* [step_count] */
+    aicc_cut *cuts;    /* [step_count][2], the second for rows of prompts */
     uint32_t *tasks;   /* [step_count] */
     uint8_t *scratch;  /* [threads][scratch_bytes] */
 } aicc_engine;
@@ -105,11 +114,10 @@ typedef struct aicc_engine {
 #define AICC_TASK_BYTES 24576
 #define AICC_TASKS_PER_THREAD 8 /* of a big step, so that threads finish together */
 
-AICC_INLINE aicc_cut aicc_cut_step(const aicc_step *s, const aicc_frame *f, int32_t threads) {
-    aicc_cut cut = {.rows = s->logit_rows ? f->batch->logit_count : f->rows, .unit_block = 1};
-    int32_t rows = cut.rows, units = s->kind == AICC_ATTENTION ? f->item_count * s->units : s->units;
+/* Rows [first, first + rows) of a step; `rows` is 0 for AICC_ATTENTION without items. */
+AICC_INLINE aicc_cut aicc_cut_rows(const aicc_step *s, int32_t units, int32_t first, int32_t rows, int32_t threads) {
+    aicc_cut cut = {.first_row = first, .rows = rows, .row_block = rows, .unit_block = 1};
     if (rows == 0 || units == 0) return (aicc_cut){0};
-    cut.row_block = rows;
     if (s->kind == AICC_ROWS) {
         cut.row_block = AICC_MAX(1, AICC_MIN(AICC_TASK_BYTES / AICC_MAX(1, s->unit_bytes), (rows + threads - 1) / threads));
     } else if (s->kind == AICC_MATRIX) {
@@ -121,24 +129,53 @@ AICC_INLINE aicc_cut aicc_cut_step(const aicc_step *s, const aicc_frame *f, int3
             cut.row_block = AICC_ROUND_UP(cut.row_block / 2, AICC_TILE_ROWS);
     }
     cut.row_tasks = (rows + cut.row_block - 1) / cut.row_block;
-    int32_t most = AICC_MAX_TASKS / cut.row_tasks;
+    int32_t most = AICC_MAX_TASKS / 2 / cut.row_tasks;
     cut.unit_block = AICC_MAX(cut.unit_block, (units + most - 1) / most);
     cut.unit_tasks = (units + cut.unit_block - 1) / cut.unit_block;
     return cut;
 }
 
+AICC_INLINE int32_t aicc_units(const aicc_step *s, const aicc_frame *f) {
+    return s->kind == AICC_ATTENTION ? f->item_count * s->units : s->units;
+}
+
+/* Both cuts of a step; how many tasks they are. */
+AICC_INLINE uint32_t aicc_cut_step(aicc_cut cuts[2], const aicc_step *s, const aicc_frame *f, int32_t threads) {
+    int32_t rows = s->logit_rows ? f->batch->logit_count : f->rows, units = aicc_units(s, f), apart = rows;
+    if (s->kind == AICC_MATRIX && !s->logit_rows) apart = f->first_prompt_row;
+    cuts[0] = aicc_cut_rows(s, units, 0, apart, threads);
+    cuts[1] = aicc_cut_rows(s, units, apart, rows - apart, threads);
+    return (uint32_t)(cuts[0].row_tasks * cuts[0].unit_tasks + cuts[1].row_tasks * cuts[1].unit_tasks);
+}
+
+/* Rows of a task that are computed at once, and memory at `offset` of its scratch for panels of bfloat16. */
+#if defined(AICC_PROMPTS)
+#define AICC_PROMPTS_APART 1
+#define AICC_FIRST_PROMPT_ROW(row, rows) (row)
+#define AICC_ROWS_AT_A_TIME(t) ((t)->prompt ? AICC_PROMPT_ROWS : AICC_TILE_ROWS)
+#define AICC_SPREAD(t, offset) ((t)->prompt ? (uint16_t *)(void *)((t)->scratch + (offset)) : NULL)
+#else
+#define AICC_PROMPTS_APART 0
+#define AICC_FIRST_PROMPT_ROW(row, rows) (rows)
+#define AICC_ROWS_AT_A_TIME(t) AICC_TILE_ROWS
+#define AICC_SPREAD(t, offset) NULL
+#endif
+
 /* Called by the pool: task `index` of step `number`. */
 static inline void aicc_engine_run(void *owner, uint32_t number, uint32_t index, uint32_t worker) {
     aicc_engine *e = owner;
     const aicc_step *step = &e->program->steps[number];
-    const aicc_cut *cut = &e->cuts[number];
-    int32_t units = step->kind == AICC_ATTENTION ? e->frame.item_count * step->units : step->units;
-    int32_t row = (int32_t)index % cut->row_tasks, unit = (int32_t)index / cut->row_tasks;
+    const aicc_cut *cut = &e->cuts[2 * number];
+    int32_t place = (int32_t)index, others = cut->row_tasks * cut->unit_tasks;
+    bool prompt = place >= others;
+    if (prompt) cut++, place -= others;
+    int32_t row = place % cut->row_tasks, unit = place / cut->row_tasks;
     aicc_task task = {
         .begin = unit * cut->unit_block,
-        .end = AICC_MIN((unit + 1) * cut->unit_block, units),
-        .row_begin = row * cut->row_block,
-        .row_end = AICC_MIN((row + 1) * cut->row_block, cut->rows),
+        .end = AICC_MIN((unit + 1) * cut->unit_block, aicc_units(step, &e->frame)),
+        .row_begin = cut->first_row + row * cut->row_block,
+        .row_end = cut->first_row + AICC_MIN((row + 1) * cut->row_block, cut->rows),
+        .prompt = prompt,
         .scratch = e->scratch + worker * e->program->scratch_bytes,
     };
     step->run(&e->frame, step, &task);
@@ -146,10 +183,8 @@ static inline void aicc_engine_run(void *owner, uint32_t number, uint32_t index,
 
 /* Run all steps over the frame. */
 static inline void aicc_engine_execute(aicc_engine *e) {
-    for (int32_t s = 0; s < e->program->step_count; s++) {
-        e->cuts[s] = aicc_cut_step(&e->program->steps[s], &e->frame, (int32_t)e->pool.threads);
-        e->tasks[s] = (uint32_t)(e->cuts[s].row_tasks * e->cuts[s].unit_tasks);
-    }
+    for (int32_t s = 0; s < e->program->step_count; s++)
+        e->tasks[s] = aicc_cut_step(&e->cuts[2 * s], &e->program->steps[s], &e->frame, (int32_t)e->pool.threads);
     aicc_pool_execute(&e->pool, e->tasks, (uint32_t)e->program->step_count);
 }
 

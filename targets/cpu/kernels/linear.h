@@ -12,6 +12,8 @@
  *
  *     a row of two records (`parts` is 2; x_stride is that of both) gives the sum of what each of them gives.
  *
+ *     `spread` is null, or memory for AICC_SPREAD_PANELS panels of bfloat16: the rows are those of prompts (prompt.h).
+ *
  * So a row's result does not depend on the rows beside it. The instruction sets differ at most in whether a
  * multiply-add rounds once or twice. */
 #ifndef AICC_LINEAR_H
@@ -19,6 +21,7 @@
 
 #include "engine.h"
 #include "linear_float.h"
+#include "prompt.h"
 #if defined(AICC_AMX)
 #include "linear_amx.h"
 #elif defined(AICC_AVX512VNNI)
@@ -34,9 +37,13 @@
 #endif
 
 AICC_INLINE void aicc_linear(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows, int32_t parts,
-                             const uint8_t *w, int32_t panels, aicc_weight form) {
+                             const uint8_t *w, int32_t panels, aicc_weight form, uint16_t *spread) {
     if (!aicc_is_quantised(form)) {
         aicc_linear_float(y, y_stride, x, x_stride, rows, w, panels, form);
+        return;
+    }
+    if (spread) {
+        aicc_linear_prompt(y, y_stride, x, x_stride, rows, w, panels, form, spread);
         return;
     }
     if (parts == 1) {

@@ -5,17 +5,9 @@
 #ifndef AICC_LINEAR_AMX_H
 #define AICC_LINEAR_AMX_H
 
-#include "linear_avx512vnni.h"
+#include "tiles_amx.h"
 
-#define AICC_TILE 16      /* rows of a tile */
 #define AICC_FEWEST_ROWS 8 /* that are worth a tile */
-
-/* What ldtilecfg reads: the sizes of 8 tiles. */
-typedef struct aicc_tile_shapes {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} aicc_tile_shapes;
 
 /* Numbers of the tiles: sums and activations of the first and the second 16 rows, and weights. They must be literals. */
 #define AICC_SUMS_1 0
@@ -23,11 +15,6 @@ typedef struct aicc_tile_shapes {
 #define AICC_INPUTS_1 2
 #define AICC_INPUTS_2 3
 #define AICC_WEIGHTS 4
-
-AICC_INLINE void aicc_shape_tile(aicc_tile_shapes *shapes, int32_t tile, int32_t rows, int32_t row_bytes) {
-    shapes->rows[tile] = (uint8_t)rows;
-    shapes->row_bytes[tile] = (uint16_t)(rows ? row_bytes : 0);
-}
 
 /* Nibbles of inputs first .. first + depth of a group, as [depth / 4][16][4] bytes. */
 AICC_INLINE void aicc_spread_nibbles(uint8_t *to, const uint8_t *group, int32_t first, int32_t depth, aicc_weight w) {

@@ -58,7 +58,7 @@ static size_t aicc_place(uint8_t *memory, const aicc_options *o, aicc_model *m) 
     const aicc_program *p = &aicc_this_program;
     size_t tokens = (size_t)p->about.max_batch_tokens, pages = (size_t)aicc_page_count(o), used = 0;
     aicc_carve(memory, &used, sizeof(aicc_model));
-    m->engine.cuts = (void *)aicc_carve(memory, &used, sizeof(aicc_cut) * (size_t)p->step_count);
+    m->engine.cuts = (void *)aicc_carve(memory, &used, sizeof(aicc_cut) * 2 * (size_t)p->step_count);
     m->engine.tasks = (void *)aicc_carve(memory, &used, sizeof(uint32_t) * (size_t)p->step_count);
     m->sequence_of = (void *)aicc_carve(memory, &used, sizeof(int32_t) * tokens);
     m->position_of = (void *)aicc_carve(memory, &used, sizeof(int32_t) * tokens);
@@ -169,12 +169,13 @@ int aicc_forward(aicc_model *m, const aicc_batch *batch, float *logits) {
     f->logits = logits;
     f->inputs[0] = batch->tokens;
     f->rows = batch->token_count;
+    f->first_prompt_row = AICC_FIRST_PROMPT_ROW(batch->starts[batch->first_prompt], f->rows);
     aicc_lay_out(p, batch, (int32_t)m->engine.pool.threads, m->sequence_of, m->position_of, m->items, &f->item_count);
     aicc_engine_execute(&m->engine);
     return AICC_OK;
 }
 
-int aicc_prefill(aicc_model *m, const int64_t *tokens, int32_t count, float *logits) {
+static int aicc_add(aicc_model *m, const int64_t *tokens, int32_t count, bool prompt, float *logits) {
     if (!m || !tokens || count < 1) return AICC_ERROR_ARGUMENT;
     const aicc_description *about = &aicc_this_program.about;
     if (about->kind != AICC_DECODER) return AICC_ERROR_KIND;
@@ -187,7 +188,7 @@ int aicc_prefill(aicc_model *m, const int64_t *tokens, int32_t count, float *log
             .sequences = 1, .token_count = step, .page_count = used,
             .logit_count = logits && done + step == count,
             .tokens = tokens + done, .starts = starts, .past = &m->past,
-            .pages = m->all_pages, .page_starts = page_starts, .logit_rows = &last,
+            .pages = m->all_pages, .page_starts = page_starts, .logit_rows = &last, .first_prompt = !prompt,
         };
         int status = aicc_forward(m, &batch, logits);
         if (status != AICC_OK) return status;
@@ -197,8 +198,12 @@ int aicc_prefill(aicc_model *m, const int64_t *tokens, int32_t count, float *log
     return AICC_OK;
 }
 
+int aicc_prefill(aicc_model *m, const int64_t *tokens, int32_t count, float *logits) {
+    return aicc_add(m, tokens, count, true, logits);
+}
+
 int aicc_decode(aicc_model *m, int64_t token, float *logits) {
-    return aicc_prefill(m, &token, 1, logits);
+    return aicc_add(m, &token, 1, false, logits);
 }
 
 void aicc_reset(aicc_model *m) {

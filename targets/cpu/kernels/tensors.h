@@ -89,6 +89,7 @@ int aicc_run(aicc_model *m, int32_t signature, const aicc_tensor *inputs, aicc_t
         aicc_lay_out_tensors(m, sequences, length, p->mask_input < 0 ? NULL : f->inputs[p->mask_input]);
         f->batch = &m->batch;
         f->rows = sequences * length;
+        f->first_prompt_row = AICC_FIRST_PROMPT_ROW(0, f->rows);
         aicc_engine_execute(&m->engine);
     }
     return AICC_OK;

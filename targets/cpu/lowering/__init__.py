@@ -19,9 +19,10 @@ from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
 from aicc.compiler.report import PassRecord
 from aicc.compiler.rows import row_builder
 from aicc.compiler.rows.fuse import fuse, simplify
+from aicc.compiler.rows.program import Linear
 from aicc.runtime.target import Target
 from aicc.targets.cpu.lowering.emit import KV_TYPES, emit_model
-from aicc.targets.cpu.lowering.formats import LANES
+from aicc.targets.cpu.lowering.formats import LANES, matrix_form
 from aicc.targets.cpu.lowering.pack import Packer, weights_identity
 from aicc.targets.cpu.lowering.quantise import quantise_inputs
 from aicc.targets.cpu.lowering.toolchain import compile_library, producer
@@ -56,11 +57,14 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     nodes = sum(1 for _ in imported.graph.graph.all_nodes())
     activations = target.activations[0]
     simplify(program)
-    quantise_inputs(program, activations)
+    # What base.h calls AICC_PROMPTS: activations of 8 bits, where none with more were asked for.
+    quantised = any(isinstance(op, Linear) and matrix_form(op.matrix).quantised for op in program.ops)
+    prompts = "amx_bf16" in target.instruction_sets and quantised and activations != "int16"
+    quantise_inputs(program, activations, prompts)
     steps = fuse(program)
     packer = Packer(weights, weights_identity(program, imported.info.sha256))
     kv = kv_dtype(imported.graph, target)
-    source = emit_model(program, steps, packer, imported.info.name, KV_TYPES[kv])
+    source = emit_model(program, steps, packer, imported.info.name, KV_TYPES[kv], prompts)
     Path(directory, SOURCE_FILE).write_text(source)
     library = compile_library(source, target, directory)
     return LoweredVariant(

@@ -31,7 +31,7 @@ _TAKEN = frozenset({
     "extern", "false", "float", "for", "goto", "if", "inline", "int", "linux", "long", "register", "restrict",
     "return", "short", "signed", "sizeof", "static", "struct", "switch", "true", "typedef", "union", "unix",
     "unsigned", "void", "volatile", "while", "int32_t", "memcpy", "memset", "size_t", "at", "columns", "f", "n",
-    "number", "r", "row", "rows", "s", "t", "tile", "unit",
+    "number", "r", "row", "rows", "s", "spread", "t", "tile", "unit",
 })  # fmt: skip
 
 
@@ -72,11 +72,13 @@ class Body:
     Args:
         constants: Shared by all functions.
         handed_over: Values that have a buffer.
+        prompts: Whether rows of prompts have kernels of their own.
     """
 
-    def __init__(self, constants: Constants, handed_over: set[Value]) -> None:
+    def __init__(self, constants: Constants, handed_over: set[Value], prompts: bool) -> None:
         self.constants = constants
         self.handed_over = handed_over
+        self.prompts = prompts
         self.places: list[Place] = []
         self.scratch_bytes = 0
         self._names = set(_TAKEN)
@@ -291,13 +293,20 @@ class RowCode:
         row = (
             f"f->buffers + {self.body.at('buffer', op.output)} + (size_t){_grouped(self.row)} * {row_bytes(op.output)}"
         )
-        form = f"{record.k}, {record.group}, {record.parts}"
+        form, columns = f"{record.k}, {record.group}, {record.parts}", self.columns(op.x)
         if self.part is None:
-            self.lines.append(f"aicc_quantise_row({row}, {form}, {x}, {op.x.width});")
+            if record.rounded:
+                self.lines.append(
+                    f"if ({self.row} >= f->first_prompt_row) aicc_round_row({row}, {record.k}, {x}, {columns});"
+                )
+            otherwise = f"aicc_quantise_row({row}, {form}, {x}, {columns});"
         else:
-            groups = self.columns(op.x) // record.group
+            if record.rounded:
+                self.lines.append(f"if (t->prompt) aicc_round_columns({row}, unit * {columns}, {columns}, {x});")
+            groups = columns // record.group
             first = "unit" if groups == 1 else f"unit * {groups}"
-            self.lines.append(f"aicc_quantise_groups({row}, {form}, {first}, {groups}, {x});")
+            otherwise = f"aicc_quantise_groups({row}, {form}, {first}, {groups}, {x});"
+        self.lines.append(f"else {otherwise}" if record.rounded else otherwise)
 
     def _store(self, op: ops.Store) -> None:
         x, heads = self._source(op.x), self.body.constants.layout(op.heads)

@@ -28,12 +28,12 @@ from aicc.targets.cpu.lowering.memory import plan_buffers, row_bytes
 from aicc.targets.cpu.lowering.pack import Packer
 
 MAX_BATCH_TOKENS = 256  # a longer prompt is prefilled in pieces of this, which bounds the buffers
-TILE_ROWS = 32  # AICC_TILE_ROWS
+TILE_ROWS, PROMPT_ROWS, SPREAD_PANELS = 32, 256, 2  # AICC_TILE_ROWS, AICC_PROMPT_ROWS, AICC_SPREAD_PANELS
 _OFFSETS = 16  # AICC_OFFSETS
 KV_TYPES = {"float32": "F32", "float16": "F16", "int8": "I8"}
 _KV_BYTES = {"F32": 4, "F16": 2, "I8": 1}
 _MOST_PANELS = 8  # of one aicc_linear
-_ATTENTION_ROWS, _SPLIT = 32, 128  # AICC_ATTENTION_ROWS, AICC_SPLIT
+_SPLIT = 128  # AICC_SPLIT
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class Function:
     unit_bytes: int
 
 
-def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, kv: str) -> str:
+def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, kv: str, prompts: bool) -> str:
     """Write a model as C, and its weights into the packer.
 
     Args:
@@ -64,6 +64,7 @@ def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, k
         packer: Gets every constant.
         name: What the model is called.
         kv: Type of the cache, one of :data:`KV_TYPES`.
+        prompts: Whether rows of prompts have kernels of their own.
     """
     constants = Constants()
     tokens = MAX_BATCH_TOKENS if program.generates else align(max(MAX_BATCH_TOKENS, program.context), LANES)
@@ -73,7 +74,7 @@ def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, k
     names: dict[str, str] = {}
     rows, scratch = [], 0
     for step in steps:
-        function = _function(step, constants)
+        function = _function(step, constants, prompts)
         scratch = max(scratch, function.scratch_bytes)
         if function.text not in names:
             names[function.text] = _free_name(function.name, set(names.values()))
@@ -81,7 +82,7 @@ def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, k
         rows.append(_table_row(step, names[function.text], function.unit_bytes, at))
     text = "\n".join(
         [
-            _TOP.format(name=comment(name), count=len(steps)),
+            _TOP.format(name=comment(name), count=len(steps), define="" if prompts else "#define AICC_NO_PROMPTS\n"),
             *_constant_lines(constants, kv),
             "",
             *(text.replace("@", chosen) + "\n" for text, chosen in names.items()),
@@ -98,7 +99,7 @@ def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, k
                 partial=max((h.query_heads * (h.head_dim + LANES) for h in program.layers), default=0),
                 kv_heads=max((h.kv_heads for h in program.layers), default=0),
                 signatures=_SIGNATURES if program.outputs else "", ports=_ports(program), header=header,
-                queries=min((max(1, _ATTENTION_ROWS * h.kv_heads // h.query_heads) for h in program.layers), default=1),
+                heads=max((h.query_heads // h.kv_heads for h in program.layers), default=1),
             ),
         ]
     )  # fmt: skip
@@ -107,7 +108,7 @@ def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, k
 
 _TOP = """\
 /* {name}, compiled by aicc: {count} steps. Kernels are explained in their own files. */
-#include "attention.h"
+{define}#include "attention.h"
 #include "linear.h"
 #include "maths.h"
 #include "norm.h"
@@ -125,7 +126,7 @@ static const aicc_program aicc_this_program = {{
         .weights_bytes = {weights_bytes}u, .weights_id = 0x{weights_id:016x}u,
         .vocab_size = {vocab}, .context_length = {context}, .layer_count = {layers},
         .page_tokens = AICC_LANES, .page_bytes = {page_bytes}u,
-        .max_batch_tokens = {tokens}, .max_batch_sequences = {tokens},{signatures}
+        .max_batch_tokens = {tokens}, .max_batch_sequences = {tokens}, .prompts_apart = AICC_PROMPTS_APART,{signatures}
     }},
     .steps = steps,
     .step_count = sizeof steps / sizeof steps[0],
@@ -133,7 +134,7 @@ static const aicc_program aicc_this_program = {{
     .scratch_bytes = {scratch_bytes}u,
     .partial_floats = {partial},
     .kv_heads = {kv_heads},
-    .queries_per_item = {queries},{ports}
+    .queries_per_item = AICC_MAX(1, AICC_ATTENTION_ROWS / {heads}),{ports}
 }};
 
 #include "{header}"
@@ -229,8 +230,8 @@ def _free_name(wanted: str, taken: set[str]) -> str:
     return name
 
 
-def _function(step: Step, constants: Constants) -> Function:
-    body = Body(constants, set(step.handed_over))
+def _function(step: Step, constants: Constants, prompts: bool) -> Function:
+    body = Body(constants, set(step.handed_over), prompts)
     emitters = {"MATRIX": _matrix_step, "ROWS": _row_step, "ATTENTION": _attention_step}
     lines, unit_bytes = emitters[step.kind](step, body)
     if len(body.places) > _OFFSETS:
@@ -284,14 +285,22 @@ def _attention_step(step: Step, body: Body) -> tuple[list[str], int]:
     records = [op.output for op in step.parts[0].ops if isinstance(op, Quantise)]
     quantised = f"f->buffers + {body.at('buffer', records[0])}" if records else "NULL"
     group, parts = (records[0].record.group, records[0].record.parts) if records else (0, 1)
+    bytes_ = row_bytes(records[0]) if records else 0
     width = heads.query_heads * heads.head_dim
-    body.scratch_bytes = 4 * (_ATTENTION_ROWS * _SPLIT + 4 * _ATTENTION_ROWS + 3 * _ATTENTION_ROWS * heads.head_dim)
+    body.scratch_bytes = _attention_scratch(heads.head_dim, body.prompts)
     query, out = body.at("buffer", attend.x), body.at("buffer", attend.output)
     return [
         f"aicc_attention_place at = {{FLOATS(f->buffers, {query}), FLOATS(f->buffers, {out}), {width}, {width},",
-        f"                           {quantised}, {group}, {parts}}};",
+        f"                           {quantised}, {bytes_}, {group}, {parts}}};",
         f"aicc_attention(f, t, {body.at('page', attend.layer)}, at, {body.constants.layout(heads)});",
     ], 0
+
+
+def _attention_scratch(head_dim: int, prompts: bool) -> int:
+    """Bytes, as ``aicc_attention_scratch_bytes`` counts them."""
+    rows = 64 if prompts else 32  # AICC_ATTENTION_ROWS
+    tiles = 2 * (rows * (head_dim + _SPLIT) + _SPLIT * head_dim) if prompts else 0
+    return 4 * (rows * _SPLIT + 4 * rows + 3 * rows * head_dim) + tiles
 
 
 def _matrix_step(step: Step, body: Body) -> tuple[list[str], int]:
@@ -325,12 +334,18 @@ def _part(part: Part, body: Body) -> list[str]:
     tiles = {linear: body.name(f"tile_{i}") for i, linear in enumerate(part.linears)}
     before = body.scratch_bytes
     body.scratch_bytes = 0  # parts run one after another in the same memory
-    lines = [f"float *{tile} = {body.scratch(TILE_ROWS * stride)};" for tile in tiles.values()]
+    rounded = [linear.x.record for linear in part.linears if linear.x.record and linear.x.record.rounded]
+    most = PROMPT_ROWS if rounded else TILE_ROWS
+    lines = [f"float *{tile} = {body.scratch(most * stride)};" for tile in tiles.values()]
+    if rounded:
+        lines.append(f"uint16_t *spread = AICC_SPREAD(t, {body.scratch_bytes});")
+        body.scratch_bytes += align(2 * SPREAD_PANELS * LANES * max(record.k for record in rounded))
     if part.width % part.unit:
         lines.append(f"int32_t columns = AICC_MIN({part.width} - unit * {part.unit}, {part.unit});")
+    at_once = "AICC_ROWS_AT_A_TIME(t)" if rounded else "AICC_TILE_ROWS"
     lines += [
-        "for (int32_t tile = t->row_begin; tile < t->row_end; tile += AICC_TILE_ROWS) {",
-        "    int32_t rows = AICC_MIN(t->row_end - tile, AICC_TILE_ROWS);",
+        f"for (int32_t tile = t->row_begin; tile < t->row_end; tile += {at_once}) {{",
+        f"    int32_t rows = AICC_MIN(t->row_end - tile, {at_once});",
     ]
     for linear, tile in tiles.items():
         lines += [f"    {line}" for line in _product(part, linear, tile, stride, body)]
@@ -347,6 +362,7 @@ def _product(part: Part, linear: ops.Linear, tile: str, stride: int, body: Body)
     form, x = matrix_form(linear.matrix), linear.x
     name, panels, bytes_ = body.constants.form(form), stride // LANES, row_bytes(x)
     parts = x.record.parts if x.record else 1
+    spread = "spread" if x.record and x.record.rounded else "NULL"
     source = f"f->buffers + {body.at('buffer', x)} + (size_t)tile * {bytes_}"
     weight = f"f->weights + {body.at('weights', linear.matrix, part.unit)} + (size_t)unit * {_unit_bytes(part, linear)}"
     lines = []
@@ -355,6 +371,7 @@ def _product(part: Part, linear: ops.Linear, tile: str, stride: int, body: Body)
         to = f"{tile} + {begin * LANES}" if begin else tile
         skipped = f" + {begin * form.panel_bytes}" if begin else ""
         lines.append(
-            f"aicc_linear({to}, {stride}, {source}, {bytes_}, rows, {parts}, {weight}{skipped}, {count}, {name});"
+            f"aicc_linear({to}, {stride}, {source}, {bytes_}, rows, {parts}, {weight}{skipped}, {count}, {name}, "
+            f"{spread});"
         )
     return lines

@@ -16,7 +16,8 @@ def row_bytes(value: Value) -> int:
     record = value.record
     if record is None:
         return 4 * value.width
-    return record.parts * align(record.k + 12 * (record.k // record.group))
+    quantised = record.parts * align(record.k + 12 * (record.k // record.group))
+    return max(quantised, align(2 * record.k)) if record.rounded else quantised
 
 
 def plan_buffers(steps: list[Step], rows: int) -> tuple[dict[Value, int], int]:

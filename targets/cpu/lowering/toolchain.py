@@ -55,8 +55,9 @@ class Machine:
 _LINUX_X86, _LINUX_ARM, _LINUX_RISCV = "x86_64-linux-gnu.2.17", "aarch64-linux-gnu.2.17", "riscv64-linux-gnu.2.27"
 _WIDE, _PORTABLE = ("-mprefer-vector-width=512",), ("-DAICC_PORTABLE",)
 _V4 = ("-march=x86-64-v4", "-mavx512vnni")
+_AMX = (*_V4, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16")
 MACHINES = {
-    "amx": Machine(_LINUX_X86, "x86_64_v4+avx512vnni+amx_tile+amx_int8", (*_V4, "-mamx-tile", "-mamx-int8"), _WIDE),
+    "amx": Machine(_LINUX_X86, "x86_64_v4+avx512vnni+avx512bf16+amx_tile+amx_int8+amx_bf16", _AMX, _WIDE),
     "avx512-vnni": Machine(_LINUX_X86, "x86_64_v4+avx512vnni", _V4, _WIDE),
     "x86-64-v3": Machine(_LINUX_X86, "x86_64_v3", ("-march=x86-64-v3",)),
     "portable": Machine(_LINUX_X86, "baseline", ("-march=x86-64",), _PORTABLE),

@@ -1,0 +1,66 @@
+/* One split of attention.h for queries of prompts, with the tiles of prompt_amx.h.
+ *
+ * Queries times `scale`, keys, probabilities and values are rounded to bfloat16 and multiplied as prompt.h says; scores,
+ * softmax and sums stay in float32. Keys and values are turned into bfloat16 once for all rows of an item. */
+#ifndef AICC_ATTENTION_AMX_H
+#define AICC_ATTENTION_AMX_H
+
+#include "cache.h"
+#include "prompt.h"
+
+AICC_INLINE bool aicc_has_tiles(aicc_heads h) {
+    return h.head_dim % AICC_STRETCH == 0;
+}
+
+/* Bytes of scratch behind what attention.h needs: queries, probabilities, and keys or values. */
+AICC_INLINE size_t aicc_attention_tiles_bytes(int32_t head_dim) {
+    return 2 * ((size_t)AICC_ATTENTION_ROWS * (size_t)(head_dim + AICC_SPLIT) + (size_t)AICC_SPLIT * (size_t)head_dim);
+}
+
+/* Some rows, 32 at a time, by panels of bfloat16 that lie one after another: y[r][16 p ..]. */
+AICC_INLINE void aicc_multiply_panels(float *y, int32_t y_stride, const uint16_t *x, int32_t x_stride, int32_t rows,
+                                      const uint16_t *panels, int32_t count, int32_t k) {
+    for (int32_t r = 0; r < rows; r += 2 * AICC_TILE)
+        for (int32_t p = 0; p < count; p += 2) {
+            float *to = y + r * y_stride + p * AICC_LANES;
+            const uint8_t *from = (const uint8_t *)(x + r * x_stride);
+            const uint16_t *panel = panels + (size_t)(p * k) * AICC_LANES;
+            bool second = rows - r > AICC_TILE;
+            if (p + 1 < count) aicc_prompt_block(to, y_stride, from, 2 * x_stride, second, panel, 2, k);
+            else aicc_prompt_block(to, y_stride, from, 2 * x_stride, second, panel, 1, k);
+        }
+}
+
+/* Scores of `rows` rows against the keys of pages [begin, end) of a split. */
+AICC_INLINE void aicc_score_tiles(float *scores, const uint16_t *q, int32_t rows, const uint8_t *const *keys, int32_t begin,
+                                  int32_t end, uint16_t *spread, aicc_heads h) {
+    for (int32_t page = begin; page < end; page++)
+        for (int32_t d = 0; d < h.head_dim; d += 2)
+            aicc_store_pairs(spread + (size_t)((page - begin) * h.head_dim + d) * AICC_LANES,
+                             aicc_load_as(h.cache, keys[page], (size_t)d * AICC_LANES),
+                             aicc_load_as(h.cache, keys[page], (size_t)(d + 1) * AICC_LANES));
+    aicc_multiply_panels(scores + begin * AICC_LANES, AICC_SPLIT, q, h.head_dim, rows, spread, end - begin, h.head_dim);
+    for (int32_t page = begin; h.cache == AICC_I8 && page < end; page++)
+        for (int32_t r = 0; r < rows; r++) {
+            float *s = scores + r * AICC_SPLIT + page * AICC_LANES;
+            aicc_store(s, aicc_load(s) * aicc_page_scales(keys[page], h));
+        }
+}
+
+/* out[r][d] = Σ_j p[r][j] v[j][d] over keys [begin, end) of a split; p is 0 beside them, up to multiples of AICC_STRETCH. */
+AICC_INLINE void aicc_weigh_tiles(float *out, const uint16_t *p, int32_t rows, const uint8_t *const *values, int32_t begin,
+                                  int32_t end, uint16_t *spread, aicc_heads h) {
+    int32_t from = begin / AICC_STRETCH * AICC_STRETCH, to = AICC_ROUND_UP(end, AICC_STRETCH);
+    for (int32_t d = 0; d < h.head_dim; d += AICC_LANES)
+        for (int32_t j = from; j < to; j += 2) {
+            f32x16 pair[2] = {0}; /* memory of keys that are not there may hold anything */
+            for (int32_t i = 0; i < 2; i++)
+                if (j + i >= begin && j + i < end)
+                    pair[i] = aicc_load_as(h.cache, values[(j + i) / AICC_LANES],
+                                           (size_t)((j + i) % AICC_LANES) * (size_t)h.head_dim + (size_t)d);
+            aicc_store_pairs(spread + (size_t)(d / AICC_LANES * (to - from) + j - from) * AICC_LANES, pair[0], pair[1]);
+        }
+    aicc_multiply_panels(out, h.head_dim, p + from, AICC_SPLIT, rows, spread, h.head_dim / AICC_LANES, to - from);
+}
+
+#endif
