@@ -78,6 +78,7 @@ class Service:
         most_bytes: Largest message.
         drain: Whether the server is ending.
         metrics: What it counts.
+        bodies: What reads requests' bodies.
         records: Where those of requests come from and go to.
     """
 
@@ -91,7 +92,9 @@ class Service:
         log, tracing = front.access_log, front.tracing
         noted = [*([log.write] if log else []), *([tracing.ended] if tracing else [])]
         probes = health.PATHS | health.RPCS
-        self.records = Records(self.metrics.ended, noted, probes, bool(log and log.prompts), limits.request_seconds)
+        self.bodies = BodyReader(self.most_bytes, limits.body_seconds)
+        ended = [self.metrics.ended, self.bodies.ended]
+        self.records = Records(ended, noted, probes, bool(log and log.prompts), limits.request_seconds)
 
 
 def create_app(
@@ -135,15 +138,14 @@ def build_app(service: Service) -> Starlette:
         if service.front.tracing is not None:
             await asyncio.to_thread(service.front.tracing.close)
 
-    bodies = BodyReader(service.most_bytes, service.limits.body_seconds)
     return Starlette(
         routes=[
             *health.routes(registry, service.drain),
             *service.metrics.routes(),
             *chat_page.routes(),
-            *openai.routes(registry, bodies),
-            *ollama.routes(registry, bodies),
-            *open_inference.routes(registry, bodies),
+            *openai.routes(registry, service.bodies),
+            *ollama.routes(registry, service.bodies),
+            *open_inference.routes(registry, service.bodies),
         ],
         middleware=_middleware(service),
         exception_handlers={

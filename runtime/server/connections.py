@@ -7,7 +7,7 @@ import ipaddress
 import os
 import socket
 import ssl
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -15,7 +15,24 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from aicc.runtime.errors import UsageError
 from aicc.runtime.server.errors import ApiError
 
+_MOST_HEAD = 64 << 10  # bytes of a request before its body
+_LENGTHS = {b"content-length", b"transfer-encoding"}
 _BACKLOG = 128  # connections the system keeps until they are accepted
+
+
+class _Parser(h11.Connection):
+    """h11, but for a request with two lengths.
+
+    Whoever passes one on may go by the other, and take what is body here for a request, or the other way
+    round (RFC 9112, section 6.3).
+    """
+
+    def next_event(self) -> Any:
+        """What has come next."""
+        event = super().next_event()
+        if isinstance(event, h11.Request) and {name for name, _ in event.headers} >= _LENGTHS:
+            raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
+        return event
 
 
 class Connection(H11Protocol):
@@ -27,6 +44,10 @@ class Connection(H11Protocol):
     """
 
     _stalled: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.conn = _Parser(h11.SERVER, _MOST_HEAD)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a request, but not for ever."""

@@ -171,9 +171,10 @@ async def answer_error(error: ApiError, scope: Scope, receive: Receive, send: Se
 async def on_http_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of its own errors: unknown paths and wrong methods."""
     assert isinstance(error, HTTPException)
+    method, path = record_of(request.scope).method, request.url.path[:200]
     messages: Mapping[int, tuple[str, str]] = {
-        404: (f"Unknown path: {request.method} {request.url.path[:200]}.", "unknown_url"),
-        405: (f"{request.method} is not allowed on {request.url.path[:200]}.", "method_not_allowed"),
+        404: (f"Unknown path: {method} {path}.", "unknown_url"),
+        405: (f"{method} is not allowed on {path}.", "method_not_allowed"),
     }
     message, code = messages.get(error.status_code, (error.detail, "http_error"))
     record_of(request.scope).error = code

@@ -23,6 +23,7 @@ from aicc.runtime.errors import UsageError
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 log = logging.getLogger("uvicorn.error")
 _TRACE_CONTEXT = (b"traceparent", b"tracestate")
+_MOST_METHOD = 32  # characters
 _KEY = "aicc.record"  # where a request's scope has its record
 
 
@@ -68,6 +69,7 @@ class RequestRecord:
         sequences: When each of its sequences came how far.
         trace_context: The caller's ``traceparent`` and ``tracestate``, as they were sent.
         body: As it was sent, if it is to be logged.
+        held_bytes: Of its body, as far as they count among those in memory.
     """
 
     id: str
@@ -90,6 +92,7 @@ class RequestRecord:
     sequences: list[SequenceTimes] = field(default_factory=list)
     trace_context: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
+    held_bytes: int = 0
 
     @property
     def seconds_left(self) -> float | None:
@@ -172,7 +175,7 @@ class Records:
     """Begins the record of each request, and hands it on when the answer has ended.
 
     Args:
-        ended: Called with each record.
+        ended: Each called with each record.
         noted: Called with those that are worth a note.
         quiet_paths: Which are not, when they are answered 200.
         keeps_body: Whether records have the body.
@@ -181,7 +184,7 @@ class Records:
 
     def __init__(
         self,
-        ended: Callable[[RequestRecord], None],
+        ended: Sequence[Callable[[RequestRecord], None]],
         noted: Sequence[Callable[[RequestRecord], None]],
         quiet_paths: Collection[str],
         keeps_body: bool,
@@ -203,7 +206,7 @@ class Records:
         return RequestRecord(
             id=ids[0].decode("ascii") if sane else secrets.token_hex(12),
             client=client,
-            method=method,
+            method=method[:_MOST_METHOD],
             path=path[:1000],
             most_seconds=self._most_seconds,
             keeps_body=self._keeps_body,
@@ -215,7 +218,8 @@ class Records:
     def end(self, record: RequestRecord) -> None:
         """Count it, and note it."""
         record.seconds = time.monotonic() - record.started
-        self._ended(record)
+        for ended in self._ended:
+            ended(record)
         if record.path not in self._quiet_paths or record.status != 200:
             for note in self._noted:
                 note(record)

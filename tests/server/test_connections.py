@@ -3,7 +3,7 @@
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,9 @@ def test_bytes_that_are_no_http_are_answered_like_any_mistake(impatient: str, no
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n",
         b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nA\0: b\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n",
     ],
-    ids=["two hosts", "no host", "endless", "many", "negative length", "two lengths", "encoding", "zero"],
+    ids=["two hosts", "no host", "endless", "many", "negative length", "two lengths", "encoding", "zero", "chunks too"],
 )
 def test_headers_no_server_should_take_are_a_400(impatient: str, head: bytes) -> None:
     with peer(impatient) as connection:
@@ -178,6 +179,32 @@ def test_a_chunked_body_that_is_none_is_a_400_and_takes_no_room(url: str, body: 
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1") == 1
     assert b'"code":"invalid_http"' in answer
+
+
+def test_large_bodies_have_room_together_and_small_ones_always(
+    executable: DecoderExecutable, demo_artifact: Artifact
+) -> None:
+    most = 128 << 10
+    ask: dict[str, Any] = {"model": NAME, "prompt": "Once", "max_tokens": 1}
+    large = ask | {"user": "u" * (most - 200)}
+    begun = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    begun += f"Content-Length: {most}\r\n\r\n{' ' * (most - 1)}"
+    app = create_app({NAME: Model(executable, demo_artifact)}, Limits(body_bytes=most))
+    with listening(app) as url:
+
+        def post(body: dict[str, Any]) -> httpx.Response:
+            return httpx.post(f"{url}/v1/completions", json=body, timeout=DEADLINE)
+
+        with ExitStack() as callers:
+            for _ in range(70):  # each of these bodies lacks its end
+                callers.enter_context(peer(url)).sendall(begun.encode())
+            wait_until(lambda: post(large).status_code == 429, "being full")
+            refused, taken = post(large), post(ask)
+        wait_until(lambda: post(large).status_code == 200, "having room again")
+
+    assert refused.json()["error"]["code"] == "queue_full"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert taken.status_code == 200
 
 
 def test_nonsense_behind_a_request_does_not_hurt_its_answer(impatient: str) -> None:

@@ -316,6 +316,13 @@ def test_a_wrong_method_is_a_405_naming_the_right_one(http: httpx.Client, method
     assert error_of(answer)["code"] == "method_not_allowed"
 
 
+def test_a_method_of_any_length_is_told_in_few_words(http: httpx.Client) -> None:
+    answer = http.request("A" * 50_000, "/v1/models")
+
+    assert answer.status_code == 405
+    assert len(answer.content) < 500
+
+
 @pytest.mark.parametrize(
     "path", ["/page", "/v1", "/v1/audio/speech", "/v1/chat/completions/x", "/v1/%00", "/../etc/passwd"]
 )
