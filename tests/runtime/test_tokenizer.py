@@ -3,6 +3,7 @@
 import json
 import random
 import string
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -89,16 +90,31 @@ def test_a_literal_part_in_one_thread_does_not_change_what_another_encodes(token
 
 
 def test_a_long_text_is_encoded_like_any_other_while_other_threads_go_on(tokenizer):
-    text = "A cat sat on the mat; 猫が座った。\n" * 20_000
-    turns = 0
-    with ThreadPoolExecutor(1) as other:
-        encoding = other.submit(tokenizer.encode, text)
-        while not encoding.done():
-            threading.Event().wait(0.001)
+    text = "A cat sat on the mat; 猫が座った。\n" * 5_000
+    turns, over = 0, threading.Event()
+
+    def take_turns():
+        nonlocal turns
+        while not over.wait(0.001):
             turns += 1
 
-    assert turns > 10  # of the hundreds there are time for; one or two if it keeps the interpreter to itself
-    assert encoding.result() == tokenizer._backend.encode(text).ids
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(3600)  # now nobody loses the interpreter who does not let go of it
+    try:
+        with ThreadPoolExecutor(1) as other:
+            other.submit(take_turns)
+            for _ in range(50):  # once is enough, unless the system has something better to do than the other thread
+                before = turns
+                ids = tokenizer.encode(text)
+                went_on = turns > before
+                if went_on:
+                    break
+            over.set()
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert went_on
+    assert ids == tokenizer._backend.encode(text).ids
 
 
 def test_a_beginning_of_sequence_token_is_added_once_where_the_model_wants_it(tokenizer_file):

@@ -1,6 +1,7 @@
 """Devices that fail when they are told to, over a real one."""
 
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -13,7 +14,7 @@ from aicc.runtime.generator import Model
 from aicc.runtime.provider import DecoderExecutable, TokenBatch
 
 DEADLINE = 60.0  # seconds until a halted device goes on in any case
-BREAK, KILL = signal.SIGUSR1, signal.SIGUSR2
+BREAK, KILL, HALT, GO_ON = signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN, signal.SIGRTMIN + 1
 
 
 class Killed(BaseException):
@@ -59,7 +60,10 @@ class Device:
 
 
 def obey_signals() -> None:
-    """Have `serve` in this process run its models on devices that fail: one step at BREAK, for good at KILL."""
+    """Have `serve` in this process run its models on devices that fail: one step at BREAK, for good at KILL.
+
+    They halt at HALT, and go on at GO_ON.
+    """
     load, devices = listener.load, list[Device]()
 
     def load_on_device(*arguments: Any) -> Any:
@@ -75,6 +79,13 @@ def obey_signals() -> None:
             device.breaks.add(device.steps)
             device.killed = number == KILL
 
+    def halt(number: int, frame: FrameType | None) -> None:
+        for device in devices:
+            device.running.clear() if number == HALT else device.running.set()
+        print("halted" if number == HALT else "going on", file=sys.stderr, flush=True)
+
     listener.load = load_on_device
+    for number in (HALT, GO_ON):
+        signal.signal(number, halt)
     for number in (BREAK, KILL):
         signal.signal(number, fail)

@@ -52,7 +52,7 @@ def listening(
     try:
         wait_until(lambda: server.started, "listening")
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        wait_until(lambda: httpx.get(f"{url}/health/ready").json()["status"] == until, until)
+        wait_until(lambda: httpx.get(f"{url}/health/ready", timeout=DEADLINE).json()["status"] == until, until)
         yield url
     finally:
         server.should_exit = True
@@ -110,7 +110,7 @@ class ServerProcess:
 
 def health(url: str) -> dict[str, Any]:
     """The status of a server of one model, and what it says of the model."""
-    answer = httpx.get(f"{url}/health/ready").json()
+    answer = httpx.get(f"{url}/health/ready", timeout=DEADLINE).json()
     [model] = answer["models"]
     return {**model, "status": answer["status"]}
 

@@ -7,15 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from devices import GO_ON, HALT
 from live_server import DEADLINE, NAME, ServerProcess, health, wait_until
 
 from aicc.runtime.artifact import Artifact
@@ -34,19 +36,33 @@ def streaming(server: ServerProcess, body: dict[str, Any]) -> Iterator[Iterator[
         yield events
 
 
+@contextmanager
+def answering(server: ServerProcess, bodies: Sequence[dict[str, Any]]) -> Iterator[list[Future[httpx.Response]]]:
+    """Requests that the server has begun to answer; its device is halted, and goes on afterwards."""
+    server.wait_ready()
+    os.kill(server.process.pid, HALT)
+    wait_until(lambda: server.said("halted"), "halting")
+    with ThreadPoolExecutor(len(bodies)) as callers:
+        ask = partial(httpx.post, f"{server.url}/v1/completions", timeout=DEADLINE)
+        answers = [callers.submit(ask, json=body) for body in bodies]
+        wait_until(lambda: health(server.url)["sequences"] == len(bodies), "taking the requests")
+        try:
+            yield answers
+        finally:
+            os.kill(server.process.pid, GO_ON)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_what_runs_finish_and_ends_well(demo_artifact: Artifact, sent: signal.Signals) -> None:
-    asked = LONG | {"max_tokens": 200, "stream_options": {"include_usage": True}}
-    with ServerProcess(demo_artifact.path) as server:
-        server.wait_ready()
-        with streaming(server, asked) as events:
+    asked = LONG | {"stream_options": {"include_usage": True}}
+    with ServerProcess(demo_artifact.path, devices=True, drain_seconds=3600) as server:
+        with answering(server, [asked]) as [answer]:
             os.kill(server.process.pid, sent)
             wait_until(lambda: server.said("stopping: running answers (1)"), "stopping")
-            wait_until(lambda: not accepts(server.url), "refusing new connections")
-            rest = list(events)
+        *_, usage, last = (line for line in answer.result().text.splitlines() if line)
 
-        assert rest[-1] == "data: [DONE]"
-        assert '"completion_tokens":200' in rest[-2]
+        assert last == "data: [DONE]"
+        assert '"completion_tokens":40' in usage
         assert server.end() == 0
         assert not server.said("Traceback")
 
@@ -63,21 +79,15 @@ def test_a_generation_longer_than_the_limit_ends_with_an_error(demo_artifact: Ar
 
 
 def test_a_signal_under_load_loses_no_answer_that_was_begun(demo_artifact: Artifact) -> None:
-    asked = LONG | {"max_tokens": 200, "stream_options": {"include_usage": True}}
-    with ServerProcess(demo_artifact.path) as server, ThreadPoolExecutor(8) as callers:
-        server.wait_ready()
-
-        def ask(number: int) -> httpx.Response:
-            whole = {"stream": False, "stream_options": None}
-            body = asked if number % 2 else asked | whole
-            return httpx.post(f"{server.url}/v1/completions", json=body, timeout=DEADLINE)
-
-        answers = [callers.submit(ask, number) for number in range(8)]
-        wait_until(lambda: health(server.url)["sequences"] == 8, "load")
-        os.kill(server.process.pid, signal.SIGTERM)
+    streamed = LONG | {"stream_options": {"include_usage": True}}
+    whole = LONG | {"stream": False}
+    with ServerProcess(demo_artifact.path, devices=True, drain_seconds=3600) as server:
+        with answering(server, [streamed, whole] * 4) as answers:
+            os.kill(server.process.pid, signal.SIGTERM)
+            wait_until(lambda: server.said("stopping: running answers (8)"), "stopping")
         texts = [answer.result().text for answer in answers]
 
-        assert all('"completion_tokens":200' in text for text in texts)
+        assert all('"completion_tokens":40' in text for text in texts)
         assert server.end() == 0
         assert not server.said("Traceback")
 
@@ -88,9 +98,9 @@ def test_while_it_drains_it_is_not_ready_and_sends_new_requests_elsewhere(demo_a
         with streaming(server, LONG | {"max_tokens": 8000}) as events:
             os.kill(server.process.pid, signal.SIGTERM)
             wait_until(lambda: server.said("stopping"), "stopping")
-            refused = [httpx.get(f"{server.url}/v1/models"), httpx.post(f"{server.url}/v1/completions", json=LONG)]
-            ready, live = httpx.get(f"{server.url}/health/ready"), httpx.get(f"{server.url}/health/live")
-            scraped = httpx.get(f"{server.url}/metrics")
+            with httpx.Client(base_url=server.url, timeout=DEADLINE) as http:
+                refused = [http.get("/v1/models"), http.post("/v1/completions", json=LONG)]
+                ready, live, scraped = (http.get(path) for path in ("/health/ready", "/health/live", "/metrics"))
             next(events)  # goes on all the while
 
         for answer in refused:
@@ -113,9 +123,10 @@ def test_the_second_signal_ends_it_at_once(demo_artifact: Artifact) -> None:
 
 
 def accepts(url: str) -> bool:
+    address = urlsplit(url)
     try:
-        httpx.get(f"{url}/health/live")
-    except httpx.ConnectError:
+        socket.create_connection((address.hostname, address.port), DEADLINE).close()
+    except ConnectionRefusedError:
         return False
     return True
 
