@@ -76,13 +76,15 @@ class Registry:
         models: In the order they are listed.
 
     Raises:
-        UsageError: There are none, or two have one name.
+        UsageError: There are none, two have one name, or a name has characters that cannot be shown.
     """
 
     def __init__(self, models: Sequence[Decoder | Tensors]) -> None:
         if not models:
             raise UsageError("there is no model to serve.", "Name at least one artifact.")
         for name, count in Counter(model.name for model in models).items():
+            if not name or not name.isprintable():
+                raise UsageError(f"{name!r} is no name of a model.", "Use characters that can be shown.")
             if count > 1:
                 raise UsageError(f"{count} of the models are called {name}.", "Give each its own name: NAME=ARTIFACT.")
         self._models = {model.name: model for model in models}

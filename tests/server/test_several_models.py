@@ -102,6 +102,12 @@ def test_two_models_of_one_name_are_refused(demo_artifact: Artifact) -> None:
         serve([(None, demo_artifact.path)] * 2, port=0)
 
 
+@pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31m"])
+def test_a_name_that_cannot_be_shown_is_refused(model: Model, name: str) -> None:
+    with pytest.raises(UsageError, match="is no name of a model"):
+        create_app({name: model})
+
+
 def test_no_model_is_no_server() -> None:
     with pytest.raises(UsageError, match="no model"):
         create_app({})
