@@ -65,7 +65,8 @@ async def answer(
         if stream:
             return EventStream(form.events(generation), ending.pop_all().close, media_type)
         outcomes = await unless_disconnected(request.receive, generation.outcomes())
-    return json_response(form.answer(generation, outcomes))
+    # Log-probabilities of many long prompts take seconds to write, in which others go on.
+    return await asyncio.to_thread(lambda: json_response(form.answer(generation, outcomes)))
 
 
 async def in_time(request: Request, work: Awaitable[T]) -> T:
