@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from aicc.compiler.check import CheckReport
     from aicc.compiler.importers import Source
     from aicc.compiler.report import CompileReport
+    from aicc.compiler.sizes import Sizes
 
 DEFAULT_TARGET = "openvino:cpu"  # runs wherever the project's own tests do
 # As the compiler has them, which --help cannot afford to import.
@@ -46,13 +47,14 @@ def compiler() -> Iterator[None]:
         ) from missing
 
 
-def _sizes(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, int]:
-    sizes = {}
+def _sizes(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> Sizes:
+    sizes: dict[str, int | tuple[int, ...]] = {}
     for text in given:
-        name, _, number = text.rpartition("=")
-        if not name or not number.isascii() or not number.isdecimal() or not 1 <= int(number) < 1 << 31:
+        name, _, listed = text.rpartition("=")
+        numbers = listed.split(",")
+        if not name or not all(n.isascii() and n.isdecimal() and 1 <= int(n) < 1 << 31 for n in numbers):
             raise click.BadParameter(f"{text!r} is not NAME=N with a whole number from 1 on.")
-        sizes[name] = int(number)
+        sizes[name] = int(listed) if len(numbers) == 1 else tuple(map(int, numbers))
     return sizes
 
 
@@ -98,7 +100,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME=N",
             callback=_sizes,
             help="For targets of fixed shapes: the size of a dimension that the model leaves open, by its name there "
-            "or else as INPUT.AXIS, or context=N, the tokens a decoder is made for. May be given several times.",
+            "or else as INPUT.AXIS, or context=N, the tokens a decoder is made for; context=N,M makes "
+            "graphs for each, and a text runs in the smallest that holds it. May be given several times.",
         ),
         click.option(
             "--importer",
@@ -143,7 +146,7 @@ def check(
     quant: str,
     group_size: int | None,
     kv: str,
-    sizes: dict[str, int],
+    sizes: Sizes,
     importer: str,
     as_json: bool,
 ) -> None:
@@ -258,7 +261,7 @@ def compile_command(
     quant: str,
     group_size: int | None,
     kv: str,
-    sizes: dict[str, int],
+    sizes: Sizes,
     activations: str,
     calibrate: Path | None,
     cc: str | None,

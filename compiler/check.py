@@ -7,7 +7,7 @@ artifact will have; memory is a prediction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -25,7 +25,7 @@ from aicc.compiler.importers import ImportedModel, Source, preview_model
 from aicc.compiler.lowering import Refusal, lowering_module
 from aicc.compiler.optimize import optimize
 from aicc.compiler.quantization.policy import Quant, quantize
-from aicc.compiler.sizes import fix_sizes
+from aicc.compiler.sizes import Sizes, fix_sizes
 from aicc.runtime import machine
 from aicc.runtime.target import Target
 
@@ -82,7 +82,7 @@ def check_model(
     group_size: int | None = None,
     importer: str = "auto",
     kv: str = "auto",
-    sizes: Mapping[str, int] = MappingProxyType({}),
+    sizes: Sizes = MappingProxyType({}),
 ) -> CheckReport:
     """Look at a model as a compile would, without reading a weight.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
@@ -33,7 +33,7 @@ from aicc.compiler.quantization.policy import Quant, quantize
 from aicc.compiler.quantization.samples import read_samples, sample_files
 from aicc.compiler.quantization.static import calibrate, check_calibration
 from aicc.compiler.report import CompileReport, PassRecord, PhaseRecord
-from aicc.compiler.sizes import fix_sizes
+from aicc.compiler.sizes import Sizes, fix_sizes
 from aicc.compiler.sources import resolve
 from aicc.compiler.template_check import check_template
 from aicc.runtime.artifact import Artifact, Format, Manifest, MemoryFacts, Variant
@@ -63,7 +63,7 @@ def compile_model(
     kv: str = "auto",
     activations: str = "auto",
     calibration: Path | None = None,
-    sizes: Mapping[str, int] = MappingProxyType({}),
+    sizes: Sizes = MappingProxyType({}),
     compiler: str | None = None,
     graph: bool | None = None,
     measure: bool = True,
@@ -88,7 +88,7 @@ def compile_model(
         calibration: Sample inputs that fix the scales of activations, for targets that compute with such; see
             :func:`aicc.compiler.quantization.samples.read_samples`.
         sizes: For targets of fixed shapes: of the dimensions a model of tensors leaves open, by name, or
-            ``context``, the tokens a decoder is made for.
+            ``context``, the tokens a decoder is made for: a number, or several for graphs of each in one artifact.
         compiler: Command of a C compiler to take instead of the target's own.
         graph: Whether the artifact keeps the portable graph, which tools for ONNX open; None keeps it unless the
             target has the weights in a layout of its own.

@@ -60,6 +60,8 @@ class ImportedModel:
         kind: ``decoder`` generates tokens; anything else maps tensors to tensors.
         info: Where it came from.
         llm: Facts about a decoder, None for tensors.
+        contexts: Tokens of context a decoder is made for on targets of fixed shapes, rising; the last is that of
+            ``llm``. Empty elsewhere.
         embedding: How an encoder makes one vector of a text, None if its source does not say.
         tokenizer_json: A ``tokenizers`` file's text, None if the model has no tokenizer.
         chat_template: Jinja text, None if there is none.
@@ -76,6 +78,7 @@ class ImportedModel:
     kind: Literal["decoder", "tensors"]
     info: SourceInfo
     llm: LlmFacts | None = None
+    contexts: tuple[int, ...] = ()
     embedding: EmbeddingFacts | None = None
     tokenizer_json: str | None = None
     chat_template: str | None = None

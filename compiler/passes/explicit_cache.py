@@ -14,16 +14,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from aicc.compiler.importers import ImportedModel
 from aicc.compiler.passes.attention_mask import Visibility, attention_visibility
-from aicc.compiler.passes.static_shapes import StaticShapes
+from aicc.compiler.passes.static_shapes import SEQUENCE, StaticShapes
 from aicc.runtime.errors import UnsupportedError
-from aicc.targets.static_decoder import BIAS
+from aicc.targets.static_decoder import BIAS, Step
 
 
 class ExplicitCache(InPlacePass):
@@ -70,6 +71,34 @@ class ExplicitCache(InPlacePass):
             _give_instead(graph, node, present, value)
         ir.convenience.replace_nodes_and_values(graph, node, [node], tape.nodes, [node.outputs[0]], [result])
         self.changed += 1
+
+
+def decoder_steps(imported: ImportedModel) -> Iterator[tuple[Step, ir.Model]]:
+    """The graphs a decoder becomes: a chunk of a prompt and one token in each of its contexts, small ones first.
+
+    Args:
+        imported: A decoder of :func:`aicc.compiler.sizes.fix_sizes`; its graph stays as it is.
+
+    Yields:
+        ``prefill`` and ``decode``, with ``-<context>`` behind them where there are several contexts, and the graph
+        of each. A context of a few tokens has no chunk.
+
+    Raises:
+        UnsupportedError: As :func:`specialise_decoder`.
+    """
+    assert imported.llm is not None
+    longest = imported.llm.context_length
+    contexts = imported.contexts or (longest,)
+    for context in contexts:
+        suffix = f"-{context}" if len(contexts) > 1 else ""
+        for tokens in dict.fromkeys((max(min(SEQUENCE, context // 2), 1), 1)):
+            step = Step(("decode" if tokens == 1 else "prefill") + suffix, tokens, context)
+            yield step, specialise_decoder(imported.graph, longest, tokens, context)
+
+
+def mask_inputs(model: ir.Model) -> list[str]:
+    """Names of the inputs that say who sees whom, of a graph of :func:`specialise_decoder`."""
+    return sorted(str(value.name) for value in model.graph.inputs if str(value.name).startswith(BIAS))
 
 
 def specialise_decoder(model: ir.Model, context_length: int, tokens: int, context: int) -> ir.Model:

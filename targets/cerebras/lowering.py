@@ -16,9 +16,8 @@ from aicc.compiler.importers import ImportedModel
 from aicc.compiler.legalise import legalise
 from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
 from aicc.compiler.optimize import run_pass
-from aicc.compiler.passes.explicit_cache import specialise_decoder
+from aicc.compiler.passes.explicit_cache import decoder_steps
 from aicc.compiler.passes.half_floats import HalfFloats
-from aicc.compiler.passes.static_shapes import SEQUENCE
 from aicc.compiler.report import PassRecord
 from aicc.compiler.weights import tensor_bytes
 from aicc.runtime.errors import UnsupportedError
@@ -26,6 +25,7 @@ from aicc.runtime.target import Target
 from aicc.targets.cerebras.mlir import Function, write_function
 from aicc.targets.cerebras.placement import CODE_BYTES, CORE_BYTES, Region, place
 from aicc.targets.cerebras.tool import TOOL, find_tool, run_tool
+from aicc.targets.static_decoder import Step
 
 PACKAGE = "package.json"
 
@@ -46,6 +46,7 @@ class Program(msgspec.Struct, frozen=True):
     source: str
     lowered: str
     tokens: int
+    context: int
     arguments: tuple[Argument, ...]
     results: tuple[str, ...]
     torch: dict[str, int]
@@ -56,7 +57,6 @@ class Package(msgspec.Struct, frozen=True):
     """What ``package.json`` says."""
 
     tool: str
-    context: int
     core_bytes: int
     code_bytes: int
     programs: tuple[Program, ...]
@@ -92,22 +92,17 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         ResourceError: The wafer is too small.
         MismatchError: The tool is not for this machine.
     """
-    llm = imported.llm
-    if llm is None:
+    if imported.llm is None:
         raise UnsupportedError(f"{target.name} takes decoders alone so far.", "Compile for another target.")
     refuse_operators(imported.graph, target)
-    context = llm.context_length
     regions, programs, passes = list[Region](), [], list[PassRecord]()
-    for tokens in dict.fromkeys((min(SEQUENCE, context // 2), 1)):
-        model = specialise_decoder(imported.graph, context, tokens, context)
+    for step, model in decoder_steps(imported):
         passes = [run_pass("float16", HalfFloats(), model), *legalise(model, target)]
-        regions = place(model, target.variant)
+        regions = place(model, target.variant)  # the last one's stays: a token in the longest context
         function = write_function(model)
         coverage = full_coverage(model)
-        programs.append(_program(function, model, tokens, directory, weights))
-    package = Package(
-        f"torch-cirh-opt {TOOL.version}", context, CORE_BYTES, CODE_BYTES, tuple(programs), tuple(regions)
-    )
+        programs.append(_program(function, model, step, directory, weights))
+    package = Package(f"torch-cirh-opt {TOOL.version}", CORE_BYTES, CODE_BYTES, tuple(programs), tuple(regions))
     (directory / PACKAGE).write_bytes(msgspec.json.format(msgspec.json.encode(package), indent=2) + b"\n")
     return LoweredVariant(
         files=sorted(path.name for path in directory.iterdir()),
@@ -120,16 +115,16 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     )
 
 
-def _program(function: Function, model: ir.Model, tokens: int, directory: Path, weights: WeightStore) -> Program:
+def _program(function: Function, model: ir.Model, step: Step, directory: Path, weights: WeightStore) -> Program:
     """Write a function, have the tool lower it, and list its arguments."""
-    name = "decode" if tokens == 1 else "prefill"
-    source, lowered = directory / f"{name}.mlir", directory / f"{name}.cirh.mlir"
+    source, lowered = directory / f"{step.name}.mlir", directory / f"{step.name}.cirh.mlir"
     source.write_text(function.text)
     cirh: Counter[str] = run_tool(find_tool(), source, lowered)
     return Program(
         source.name,
         lowered.name,
-        tokens,
+        step.tokens,
+        step.context,
         tuple(_argument(value, weights) for value in function.arguments),
         tuple(str(value.name) for value in model.graph.outputs),
         dict(sorted(function.operators.items())),

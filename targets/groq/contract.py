@@ -46,10 +46,11 @@ class Chip(msgspec.Struct, frozen=True):
 
 
 class Program(msgspec.Struct, frozen=True):
-    """One graph of the package: its file, and its chips in the order of the chain."""
+    """One graph of the package: its file, its new tokens and its context (0 for tensors), and the chain's chips."""
 
     graph: str
     tokens: int
+    context: int
     chips: tuple[Chip, ...]
 
 
@@ -57,7 +58,6 @@ class Package(msgspec.Struct, frozen=True):
     """What ``package.json`` says."""
 
     opset: int
-    context: int
     chip_bytes: int
     programs: tuple[Program, ...]
 

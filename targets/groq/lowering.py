@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -22,9 +23,9 @@ from aicc.compiler.importers import ImportedModel
 from aicc.compiler.legalise import legalise
 from aicc.compiler.lowering import LoweredVariant, WeightStore
 from aicc.compiler.optimize import run_pass
-from aicc.compiler.passes.explicit_cache import specialise_decoder
+from aicc.compiler.passes.explicit_cache import decoder_steps
 from aicc.compiler.passes.half_floats import HalfFloats
-from aicc.compiler.passes.static_shapes import SEQUENCE, StaticShapes
+from aicc.compiler.passes.static_shapes import StaticShapes
 from aicc.compiler.report import PassRecord
 from aicc.compiler.weights import WeightFile
 from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UnsupportedError
@@ -41,6 +42,7 @@ from aicc.targets.groq.contract import (
     check_package,
 )
 from aicc.targets.groq.partition import partition
+from aicc.targets.static_decoder import Step
 
 _TOOL_SECONDS = 3600
 
@@ -59,22 +61,20 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         ResourceError: It takes more chips than there are topologies for.
     """
     refuse_operators(imported.graph, target)
-    context = imported.llm.context_length if imported.llm else 0
     own = WeightFile(directory / WEIGHTS, Path(WEIGHTS))
     programs, passes, coverage = [], list[PassRecord](), {}
     try:
-        for tokens in dict.fromkeys((min(SEQUENCE, context // 2), 1)) if imported.llm else (0,):
-            model = _static(imported, tokens)
+        for step, model in _graphs(imported):
             passes = [run_pass("float16", HalfFloats(), model), *legalise(model, target)]
             _as_opset(model)
-            name = f"{'model' if not tokens else 'decode' if tokens == 1 else 'prefill'}.onnx"
+            name = f"{step.name}.onnx"
             (directory / name).write_bytes(encode_graph(model, own, WEIGHTS))
-            programs.append(Program(name, tokens, partition(model)))
+            programs.append(Program(name, step.tokens, step.context, partition(model)))
             coverage = {entry.op: entry for entry in full_coverage(model)}
         own.finish()
     finally:
         own.close()
-    package = Package(OPSET, context, CHIP_BYTES, tuple(programs))
+    package = Package(OPSET, CHIP_BYTES, tuple(programs))
     (directory / PACKAGE).write_bytes(msgspec.json.format(msgspec.json.encode(package), indent=2) + b"\n")
     (directory / COMMANDS).write_text(_script(package))
     try:
@@ -94,14 +94,14 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     )
 
 
-def _static(imported: ImportedModel, tokens: int) -> ir.Model:
-    """The graph of one step, or of a run of a model of tensors, every size a number."""
-    if imported.llm is not None:
-        context = imported.llm.context_length
-        return specialise_decoder(imported.graph, context, tokens, context)
-    model = imported.graph.clone()
-    StaticShapes({})(model)
-    return model
+def _graphs(imported: ImportedModel) -> Iterator[tuple[Step, ir.Model]]:
+    """The graphs of a decoder's steps, or of a run of a model of tensors, every size a number."""
+    if imported.llm is None:
+        model = imported.graph.clone()
+        StaticShapes({})(model)
+        yield Step("model", 0, 0), model
+    else:
+        yield from decoder_steps(imported)
 
 
 def _as_opset(model: ir.Model) -> None:

@@ -1,6 +1,7 @@
 """The compile half: graphs of fixed shapes in the chip's operators → context binaries.
 
-A decoder becomes two, of a chunk of a prompt and of one token. Everything runs on the chip or is refused.
+A decoder becomes two for each context, of a chunk of a prompt and of one token. Each binary has the weights in it:
+those that share them can be made, but crash the emulator that reads them. Everything runs on the chip or is refused.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import onnx_ir as ir
 
 from aicc.compiler.coverage import full_coverage, refuse_operators, weight_bytes_per_token
@@ -19,14 +22,14 @@ from aicc.compiler.legalise import legalise
 from aicc.compiler.lowering import LoweredVariant, WeightStore
 from aicc.compiler.optimize import run_pass
 from aicc.compiler.partition import partition
-from aicc.compiler.passes.explicit_cache import specialise_decoder
-from aicc.compiler.passes.static_shapes import SEQUENCE, StaticShapes
+from aicc.compiler.passes.explicit_cache import decoder_steps, mask_inputs
+from aicc.compiler.passes.static_shapes import StaticShapes
 from aicc.compiler.report import PassRecord
 from aicc.runtime.errors import ResourceError, UnsupportedError
 from aicc.runtime.machine import memory
 from aicc.runtime.target import Target
-from aicc.targets.hexagon.session import NOTHING_TAKEN, PACKAGE, UNSUPPORTED, installed
-from aicc.targets.static_decoder import BIAS
+from aicc.targets.hexagon.session import NOTHING_TAKEN, PACKAGE, STEPS_FILE, UNSUPPORTED, installed
+from aicc.targets.static_decoder import Step, Steps
 
 installed()  # or nothing is compiled
 _SECONDS = 3600  # for one graph; real ones take seconds
@@ -43,36 +46,34 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     """
     version, htp = installed(), target.variant.removeprefix("htp")
     refuse_operators(imported.graph, target)
-    graphs, passes = _graphs(imported, target)
-    for name, model in graphs.items():
-        _compile(model, directory / f"{name}.onnx", htp, target)
-    first = next(iter(graphs.values()))
-    options = {}
+    steps, passes = [], list[PassRecord]()
+    for step, model, records in _graphs(imported, target):
+        _compile(model, directory / f"{step.name}.onnx", htp, target)
+        steps.append(step)
+        passes += records
+    files = [f"{step.name}.onnx" for step in steps]
     if imported.llm is not None:
-        biases = [str(value.name) for value in first.graph.inputs if str(value.name).startswith(BIAS)]
-        options = {"context": str(imported.llm.context_length), "biases": ",".join(biases)}
+        layout = Steps(tuple(steps), tuple(mask_inputs(model)))
+        (directory / STEPS_FILE).write_bytes(msgspec.json.encode(layout))
+        files.append(STEPS_FILE)
     return LoweredVariant(
-        files=[f"{name}.onnx" for name in graphs],
+        files=files,
         requires={PACKAGE: version, "htp": htp},
         producer={PACKAGE: version},
-        options=options,
-        coverage=full_coverage(first),
+        coverage=full_coverage(model),
         passes=passes,
         weight_bytes_per_token=weight_bytes_per_token(imported.graph) if imported.llm else 0,
     )
 
 
-def _graphs(imported: ImportedModel, target: Target) -> tuple[dict[str, ir.Model], list[PassRecord]]:
-    """The graphs to compile, by name; those of a decoder have their number of new tokens."""
+def _graphs(imported: ImportedModel, target: Target) -> Iterator[tuple[Step, ir.Model, list[PassRecord]]]:
+    """The graphs to compile, in the chip's operators, and what was done to get them."""
     if imported.llm is None:
         model = imported.graph.clone()
-        return {"model": model}, [run_pass("static shapes", StaticShapes({}), model), *legalise(model, target)]
-    graphs, passes = {}, []
-    context = imported.llm.context_length
-    for tokens in dict.fromkeys((max(min(SEQUENCE, context // 2), 1), 1)):
-        graphs[str(tokens)] = specialise_decoder(imported.graph, context, tokens, context)
-        passes += legalise(graphs[str(tokens)], target)
-    return graphs, passes
+        yield Step("model", 0, 0), model, [run_pass("static shapes", StaticShapes({}), model), *legalise(model, target)]
+        return
+    for step, model in decoder_steps(imported):
+        yield step, model, legalise(model, target)
 
 
 def _compile(model: ir.Model, result: Path, htp: str, target: Target) -> None:

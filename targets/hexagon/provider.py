@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from aicc.runtime.errors import MismatchError
+from aicc.runtime.manifest import decode_json
 from aicc.runtime.provider import Array, Compatibility, Device, Executable, Fit, LoadOptions
-from aicc.targets.hexagon.session import PACKAGE, installed, open_session
+from aicc.targets.hexagon.session import PACKAGE, STEPS_FILE, installed, open_session
 from aicc.targets.portable import Evaluate, GraphExecutable
-from aicc.targets.static_decoder import StaticDecoder
+from aicc.targets.static_decoder import StaticDecoder, Steps
 
 if TYPE_CHECKING:
     from aicc.runtime.artifact import Artifact, Variant
@@ -42,22 +43,17 @@ class HexagonProvider:
         """
         manifest, htp = artifact.manifest, variant.requires.get("htp", "")
         device = _device(installed(), htp)
-        evaluators = {name: _evaluator(artifact, variant, name, htp) for name in variant.files}
         if manifest.llm is None:
-            return GraphExecutable(*evaluators.values(), manifest.signatures, device)
-        context = int(variant.options["context"])
-        return StaticDecoder(
-            {int(name.removesuffix(".onnx")): evaluate for name, evaluate in evaluators.items()},
-            variant.options["biases"].split(","),
-            context,
-            manifest.signatures,
-            device,
-            options.kv_tokens or context,
-        )
+            return GraphExecutable(_evaluator(artifact, variant, "model", htp), manifest.signatures, device)
+        path = artifact.file(f"{variant.directory}/{STEPS_FILE}")
+        layout = decode_json(path.read_bytes(), path, Steps)
+        steps = {step: _evaluator(artifact, variant, step.name, htp) for step in layout.steps}
+        kv_tokens = options.kv_tokens or manifest.llm.context_length
+        return StaticDecoder(steps, layout.biases, manifest.signatures, device, kv_tokens)
 
 
 def _evaluator(artifact: Artifact, variant: Variant, name: str, htp: str) -> Evaluate:
-    path = artifact.file(f"{variant.directory}/{name}")
+    path = artifact.file(f"{variant.directory}/{name}.onnx")
     try:
         session = open_session(path, htp)
     except Exception as error:  # onnxruntime's classes have no common base of their own

@@ -14,6 +14,7 @@ from typing import Any
 from aicc.runtime.errors import MismatchError
 
 PACKAGE = "onnxruntime-qnn"
+STEPS_FILE = "steps.json"  # of a decoder: which graphs there are
 UNSUPPORTED = "Unsupported nodes in QNN EP:"  # how the provider begins the line that lists what it cannot run
 NOTHING_TAKEN = "assigned to the default CPU EP"  # what onnxruntime says where the provider took not all nodes
 _PROVIDER = "QNNExecutionProvider"

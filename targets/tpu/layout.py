@@ -25,6 +25,7 @@ class Program(msgspec.Struct, frozen=True):
     Attributes:
         name: Of its files.
         tokens: New tokens of a step of a decoder; 0 for models of tensors.
+        context: Cached and new tokens of a step of a decoder together.
         weights: Its first arguments.
         inputs: The arguments after them.
         outputs: Names of its results.
@@ -33,6 +34,7 @@ class Program(msgspec.Struct, frozen=True):
 
     name: str
     tokens: int
+    context: int
     weights: tuple[Stored, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...]
@@ -40,7 +42,6 @@ class Program(msgspec.Struct, frozen=True):
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """The programs of a variant, and for a decoder the tokens of context they are made for."""
+    """The programs of a variant."""
 
     programs: tuple[Program, ...]
-    context: int = 0

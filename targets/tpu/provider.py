@@ -15,7 +15,7 @@ from aicc.runtime.manifest import decode_json
 from aicc.runtime.provider import OPTIMAL, Array, Compatibility, Device, Executable, Fit, LoadOptions
 from aicc.runtime.target import find_target
 from aicc.targets.portable import Evaluate, GraphExecutable
-from aicc.targets.static_decoder import BIAS, StaticDecoder
+from aicc.targets.static_decoder import BIAS, StaticDecoder, Step
 from aicc.targets.tpu.layout import LAYOUT_FILE, Layout, Program
 from aicc.targets.tpu.machine import settle_jax, tpu_chips
 
@@ -67,7 +67,9 @@ class TpuProvider:
             device = _device(name)
             placed = {stored: _put(weights, stored, device, path) for p in layout.programs for stored in p.weights}
             programs = {
-                program.tokens: _load(program, artifact.file(f"{folder}/{program.name}.bin"), placed, device)
+                Step(program.name, program.tokens, program.context): _load(
+                    program, artifact.file(f"{folder}/{program.name}.bin"), placed, device
+                )
                 for program in layout.programs
             }
         except RuntimeError as error:  # jax's errors are of this class
@@ -79,10 +81,9 @@ class TpuProvider:
         signatures, described = artifact.manifest.signatures, f"{name} (XLA, jaxlib {_version('jaxlib')})"
         llm = artifact.manifest.llm
         if llm is None:
-            return GraphExecutable(programs[0], signatures, described)
-        biases = sorted({s.name for p in layout.programs for s in p.inputs if s.name.startswith(BIAS)})
-        kv_tokens = options.kv_tokens or layout.context
-        return StaticDecoder(programs, biases, layout.context, signatures, described, kv_tokens)
+            return GraphExecutable(*programs.values(), signatures, described)
+        biases = {s.name for p in layout.programs for s in p.inputs if s.name.startswith(BIAS)}
+        return StaticDecoder(programs, biases, signatures, described, options.kv_tokens or llm.context_length)
 
 
 def _load(program: Program, path: Path, placed: Mapping[Any, Any], device: Any) -> Evaluate:

@@ -86,6 +86,7 @@ def test_sizes_are_for_targets_of_fixed_shapes_and_for_dimensions_the_model_leav
     for target, sizes, message in (
         ("openvino:cpu", ("width=8",), "takes any sizes"),
         ("openvino:npu", (), "--size width=N"),
+        ("openvino:npu", ("width=8,16",), "several numbers, which only the context of a decoder can have"),
         ("openvino:npu", ("width=8", "depth=2"), "no size called 'depth'"),
         ("openvino:npu", ("width=-1",), "NAME=N"),
     ):

@@ -87,6 +87,21 @@ def test_a_small_decoder_computes_what_transformers_computes(tmp_path: Path) -> 
         assert np.abs(loaded.logits(ids) - expected).max() < LIMIT
 
 
+def test_a_text_that_outgrows_a_context_goes_on_in_a_larger_one_with_the_same_tokens(tmp_path: Path) -> None:
+    make_decoder("qwen3").save_pretrained(tmp_path / "qwen3")
+    source, options = Source(tmp_path / "qwen3", "huggingface", "qwen3"), {"quant": "fp32", "measure": False}
+    for name, contexts in (("one", 32), ("several", (8, 32))):
+        compile_model(source, "tpu:host", tmp_path / name, sizes={"context": contexts}, **options)
+    artifact, prompt = Artifact.open(tmp_path / "several"), [5, 77, 3, 200, 9]
+    programs = layout_of(artifact).programs
+    assert [(p.name, p.tokens, p.context) for p in programs] == [
+        ("prefill-8", 4, 8), ("decode-8", 1, 8), ("prefill-32", 16, 32), ("decode-32", 1, 32)
+    ]  # fmt: skip
+    assert len({p.weights for p in programs}) == 1  # which are on the chip once
+    with load(tmp_path / "one") as one, load(artifact.path) as several:
+        assert several.generate(prompt, max_tokens=20).token_ids == one.generate(prompt, max_tokens=20).token_ids
+
+
 @pytest.mark.full
 def test_a_decoder_says_what_its_own_graph_says_in_onnxruntime(tmp_path: Path) -> None:
     compile_model("smollm2-135m", "tpu:host", tmp_path / "m.aicc", sizes={"context": 64}, measure=False)

@@ -7,6 +7,7 @@ end for ``tpu:host``, which is how its numbers are checked.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -20,13 +21,14 @@ from aicc.compiler.coverage import full_coverage, refuse_operators, weight_bytes
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.legalise import legalise
 from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
-from aicc.compiler.passes.explicit_cache import specialise_decoder
+from aicc.compiler.passes.explicit_cache import decoder_steps
 from aicc.compiler.quantization.blockwise import match_blockwise
 from aicc.compiler.report import PassRecord
 from aicc.compiler.weights import tensor_bytes
 from aicc.runtime.artifact import TensorSpec
 from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError, first_line
 from aicc.runtime.target import Target
+from aicc.targets.static_decoder import Step
 from aicc.targets.tpu.layout import LAYOUT_FILE, TOPOLOGIES, Layout, Program, Stored
 from aicc.targets.tpu.machine import settle_jax
 
@@ -43,7 +45,6 @@ except ImportError as error:
 
 jax.config.update("jax_traceback_in_locations_limit", 0)  # or the StableHLO names files of this machine
 
-_CHUNK = 128  # new tokens of a decoder's step that reads a prompt; another takes one
 _PLATFORMS = ("tpu", "cpu")
 _MEMORY = ("argument", "output", "temp", "alias", "generated_code")
 
@@ -74,7 +75,8 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     refuse_operators(imported.graph, target)
     exact = not any(match_blockwise(node.outputs[0]) for node in imported.graph.graph)
     programs, passes = [], []
-    for name, tokens, model in _graphs(imported):
+    for step, model in _graphs(imported):
+        name = step.name
         outputs = tuple(str(value.name) for value in model.graph.outputs)  # simplifying may give two of them one value
         passes += legalise(model, msgspec.structs.replace(target, shapes="dynamic"))
         started = time.perf_counter()
@@ -84,13 +86,12 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         Path(directory, f"{name}.bin").write_bytes(compiled.runtime_executable().serialize())
         inputs = tuple(TensorSpec(str(v.name), v.dtype.numpy().name, tuple(v.shape)) for v in model.graph.inputs)
         stored = tuple(_store(value, weights) for value in large_constants(model))
-        program = Program(name, tokens, stored, inputs, outputs, _analysis(compiled))
+        program = Program(name, step.tokens, step.context, stored, inputs, outputs, _analysis(compiled))
         programs.append(program)
         imported.notes.append(_note(target, program))
         nodes = sum(1 for _ in model.graph)
         passes.append(PassRecord(f"compile {name} by XLA", nodes, nodes, time.perf_counter() - started))
-    layout = Layout(tuple(programs), imported.llm.context_length if imported.llm else 0)
-    Path(directory, LAYOUT_FILE).write_bytes(msgspec.json.encode(layout))
+    Path(directory, LAYOUT_FILE).write_bytes(msgspec.json.encode(Layout(tuple(programs))))
     versions = {package: metadata.version(package) for package in _packages(target)}
     return LoweredVariant(
         files=[LAYOUT_FILE, *(f"{p.name}.{kind}" for p in programs for kind in ("stablehlo", "bin"))],
@@ -105,7 +106,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
 def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
     """What would be refused, told by tracing alone: no weight is read and nothing compiled."""
     try:
-        for _, _, model in _graphs(imported):
+        for _, model in _graphs(imported):
             legalise(model, msgspec.structs.replace(target, shapes="dynamic"))
             _export(model, exact=True)
     except UnsupportedError as error:
@@ -169,18 +170,17 @@ def _device(name: str) -> Any:
         ) from error
 
 
-def _graphs(imported: ImportedModel) -> list[tuple[str, int, ir.Model]]:
-    """Name, new tokens and graph of each program: one for a model of tensors, a chunk and a token for a decoder."""
+def _graphs(imported: ImportedModel) -> Iterator[tuple[Step, ir.Model]]:
+    """The graph of each program: one for a model of tensors, the steps of a decoder."""
     if imported.llm is None:
         model = imported.graph.clone()
         for node in model.graph.all_nodes():
             for value in node.outputs:
                 value.shape = None  # those of any sizes
         ShapeInferencePass(check_type=False, strict_mode=False)(model)  # what this does not find, tracing does
-        return [("model", 0, model)]
-    context = imported.llm.context_length
-    steps = {"prefill": min(_CHUNK, context // 2), "decode": 1}
-    return [(name, n, specialise_decoder(imported.graph, context, n, context)) for name, n in steps.items()]
+        yield Step("model", 0, 0), model
+    else:
+        yield from decoder_steps(imported)
 
 
 def _store(value: ir.Value, weights: WeightStore) -> Stored:
