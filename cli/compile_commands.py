@@ -24,6 +24,7 @@ DEFAULT_TARGET = "openvino:cpu"  # runs wherever the project's own tests do
 QUANTS = ("auto", "fp32", "fp16", "int8", "int4")
 KVS = ("auto", "fp32", "fp16", "int8")
 ACTIVATIONS = ("auto", "mixed", "int8", "uint8", "int16", "uint16")
+PARTITIONS = ("chip", "host")
 IMPORTERS = ("auto", "mobius", "optimum")
 PHASES = ("import", "optimize", "quantize", "lower", "package")
 
@@ -234,6 +235,14 @@ def check(
     "to nothing, and all decode alike.",
 )
 @click.option(
+    "--partition",
+    type=click.Choice(PARTITIONS),
+    default="chip",
+    show_default=True,
+    help="chip: the chip runs the whole graph, or it is refused. host: the device's own processor runs what the chip "
+    "refuses, on hexagon; the report names these nodes, and the bytes that go to and fro at each step.",
+)
+@click.option(
     "--calibrate",
     type=click.Path(path_type=Path),
     metavar="PATH",
@@ -263,6 +272,7 @@ def compile_command(
     kv: str,
     sizes: Sizes,
     activations: str,
+    partition: str,
     calibrate: Path | None,
     cc: str | None,
     importer: str,
@@ -307,6 +317,7 @@ def compile_command(
                 stop_after=stop_after,
                 kv=kv,
                 activations=activations,
+                partition=partition,
                 calibration=calibrate,
                 sizes=sizes,
                 compiler=cc,

@@ -62,6 +62,7 @@ def compile_model(
     stop_after: str | None = None,
     kv: str = "auto",
     activations: str = "auto",
+    partition: str = "chip",
     calibration: Path | None = None,
     sizes: Sizes = MappingProxyType({}),
     compiler: str | None = None,
@@ -85,6 +86,8 @@ def compile_model(
             :data:`aicc.runtime.target.KV_KINDS`.
         activations: How what quantised weights are multiplied with is quantised: ``auto`` is the target's first
             choice, or another of :attr:`aicc.runtime.target.Target.activations`.
+        partition: Who runs the graph: all of it the ``chip``, or the ``host`` what the chip refuses; one of
+            :attr:`aicc.runtime.target.Target.partitions`.
         calibration: Sample inputs that fix the scales of activations, for targets that compute with such; see
             :func:`aicc.compiler.quantization.samples.read_samples`.
         sizes: For targets of fixed shapes: of the dimensions a model of tensors leaves open, by name, or
@@ -103,7 +106,10 @@ def compile_model(
         AiccError: Any of its kinds; nothing is left at ``output`` then.
     """
     targets = find_targets(target) if isinstance(target, str) else (target,) if isinstance(target, Target) else target
-    targets = tuple(each.with_kv(kv).with_activations(activations).with_compiler(compiler) for each in targets)
+    targets = tuple(
+        each.with_kv(kv).with_activations(activations).with_partition(partition).with_compiler(compiler)
+        for each in targets
+    )
     target = targets[0]
     if target.lowering is None:
         raise UsageError(f"nothing is compiled for {target.name}.", "Choose a target that `aicc targets` can compile.")

@@ -78,6 +78,9 @@ class Target(msgspec.Struct, frozen=True):
             (``--calibrate``): never, if there are such inputs, or always. :attr:`activations` are then some of
             :data:`CALIBRATED`; weights become symmetric int8, with a scale for each channel.
         compilers: The C compiler its code is made with; empty if it is made without.
+        partitions: Who runs the graph: ``chip`` all of it, or it is refused; ``host`` is the device's own processor
+            for what the chip refuses, where the family can cut a graph. The first is taken unless another is asked
+            for.
         op_rules: Per ONNX operator: run it as it is, decompose it first, or refuse it. What is
             not listed is taken to the lowering, which refuses by node what it cannot do.
         graph_domains: Domains of operators its lowering takes besides ONNX's: those of its vendor's
@@ -107,6 +110,7 @@ class Target(msgspec.Struct, frozen=True):
     activations: tuple[str, ...] = ()
     calibration: Literal["never", "optional", "required"] = "never"
     compilers: tuple[str, ...] = ()
+    partitions: tuple[Literal["chip", "host"], ...] = ("chip",)
     op_rules: Mapping[str, OpRule] = msgspec.field(default_factory=lambda: MappingProxyType({}))
     graph_domains: tuple[str, ...] = ()
     shapes: Literal["dynamic", "static"] = "dynamic"
@@ -169,6 +173,19 @@ class Target(msgspec.Struct, frozen=True):
             has = f"It has: {', '.join(self.activations)}." if self.activations else "Leave --activations out."
             raise UsageError(f"{self.name} does not quantise activations to {kind} on request.", has)
         return msgspec.structs.replace(self, activations=(kind,))
+
+    def with_partition(self, kind: str) -> Target:
+        """The same, with one choice of who runs the graph.
+
+        Args:
+            kind: One of :attr:`partitions`.
+
+        Raises:
+            UsageError: The target has no such choice.
+        """
+        if kind not in self.partitions:
+            raise UsageError(f"{self.name} runs a graph whole or not at all.", "Leave --partition out.")
+        return msgspec.structs.replace(self, partitions=(kind,))
 
     def with_compiler(self, command: str | None) -> Target:
         """The same, made with a C compiler of the user's; None leaves it as it is.

@@ -1,7 +1,8 @@
 """The compile half: graphs of fixed shapes in the chip's operators → context binaries.
 
 A decoder becomes two for each context, of a chunk of a prompt and of one token. Each binary has the weights in it:
-those that share them can be made, but crash the emulator that reads them. Everything runs on the chip or is refused.
+those that share them can be made, but crash the emulator that reads them. Everything runs on the chip or is refused;
+on request the processor runs what the chip refuses, and such nodes stand beside the binaries in one graph.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,14 +26,15 @@ from aicc.compiler.optimize import run_pass
 from aicc.compiler.partition import partition
 from aicc.compiler.passes.explicit_cache import decoder_steps, mask_inputs
 from aicc.compiler.passes.static_shapes import StaticShapes
-from aicc.compiler.report import PassRecord
+from aicc.compiler.report import OpCoverage, PassRecord
 from aicc.runtime.errors import ResourceError, UnsupportedError
 from aicc.runtime.machine import memory
 from aicc.runtime.target import Target
-from aicc.targets.hexagon.session import NOTHING_TAKEN, PACKAGE, STEPS_FILE, UNSUPPORTED, installed
+from aicc.targets.hexagon.session import NOTHING_TAKEN, PACKAGE, PARTITION, STEPS_FILE, UNSUPPORTED, installed
 from aicc.targets.static_decoder import Step, Steps
 
 installed()  # or nothing is compiled
+_BINARY = "EPContext"  # the operator that holds a part of the graph, compiled
 _SECONDS = 3600  # for one graph; real ones take seconds
 _EXTERNAL_BYTES = 1 << 30  # a file of a graph ends at 2 GiB, so larger weights lie beside it
 
@@ -48,7 +51,11 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     refuse_operators(imported.graph, target)
     steps, passes = [], list[PassRecord]()
     for step, model, records in _graphs(imported, target):
-        _compile(model, directory / f"{step.name}.onnx", htp, target)
+        path = directory / f"{step.name}.onnx"
+        _compile(model, path, htp, target)
+        coverage = _coverage(model, path, target)
+        if any(row.fallback for row in coverage):
+            imported.notes.append(_note(step.name, path, coverage))
         steps.append(step)
         passes += records
     files = [f"{step.name}.onnx" for step in steps]
@@ -60,7 +67,8 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         files=files,
         requires={PACKAGE: version, "htp": htp},
         producer={PACKAGE: version},
-        coverage=full_coverage(model),
+        options={PARTITION: target.partitions[0]},
+        coverage=coverage,
         passes=passes,
         weight_bytes_per_token=weight_bytes_per_token(imported.graph) if imported.llm else 0,
     )
@@ -76,6 +84,42 @@ def _graphs(imported: ImportedModel, target: Target) -> Iterator[tuple[Step, ir.
         yield step, model, legalise(model, target)
 
 
+def _coverage(model: ir.Model, result: Path, target: Target) -> list[OpCoverage]:
+    """What of a graph is in the binaries, and what stands beside them, by operator.
+
+    Raises:
+        UnsupportedError: The chip runs none of it.
+    """
+    coverage = full_coverage(model)
+    if target.partitions[0] == "chip":
+        return coverage
+    nodes = list(ir.load(result).graph) if result.exists() else []
+    if not any(node.op_type == _BINARY for node in nodes):
+        raise UnsupportedError(f"{target.name} can run no node of this graph.", "Compile it for --target openvino:cpu.")
+    host = defaultdict(list)
+    for node in nodes:
+        if node.op_type != _BINARY:
+            host[f"{node.domain}.{node.op_type}".removeprefix(".")].append(node.name or str(node.outputs[0].name))
+    rows = {row.op: row for row in coverage}
+    for op, names in host.items():
+        made = max(rows[op].delegated - len(names), 0) if op in rows else 0
+        rows[op] = OpCoverage(op, made, len(names), reason=f"Qualcomm's compiler does not take {', '.join(names)}")
+    return [rows[op] for op in sorted(rows)]
+
+
+def _note(name: str, result: Path, coverage: list[OpCoverage]) -> str:
+    """Where a compiled graph is cut."""
+    compiled = ir.load(result)
+    binaries = sum(node.op_type == _BINARY for node in compiled.graph)
+    crossing = partition(compiled, {node.name for node in compiled.graph if node.op_type != _BINARY}).boundary_bytes
+    count = sum(row.fallback for row in coverage)
+    reasons = "; ".join(f"{row.op}: {row.reason}" for row in coverage if row.fallback)
+    return (
+        f"the processor runs {count} node(s) of {name}, with {binaries} piece(s) on the chip and {crossing:,} bytes "
+        f"to and from it at each step. {reasons}"
+    )
+
+
 def _compile(model: ir.Model, result: Path, htp: str, target: Target) -> None:
     """One graph, in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="aicc-hexagon-") as folder:
@@ -83,7 +127,7 @@ def _compile(model: ir.Model, result: Path, htp: str, target: Target) -> None:
         large = sum(v.const_value.nbytes for v in model.graph.initializers.values()) > _EXTERNAL_BYTES
         ir.save(model, source, external_data="graph.data" if large else None)
         # The graph has the same name each time: the compiler makes names of it that end up in the binary.
-        arguments = [source.name, result.absolute(), htp, str(memory().available)]
+        arguments = [source.name, result.absolute(), htp, target.partitions[0], str(memory().available)]
         command = [sys.executable, "-P", "-m", "aicc.targets.hexagon.session", *arguments]
         try:
             done = subprocess.run(
@@ -108,7 +152,7 @@ def _failure(model: ir.Model, target: Target, status: int, output: str) -> Unsup
         return UnsupportedError(
             f"{target.name} cannot run {len(named)} node(s) of this graph: {nodes}{' …' if len(named) > 5 else ''}. "
             f"The rest would be {cut.pieces} piece(s), with {cut.boundary_bytes:,} bytes to and from the host a step.",
-            "Cut these nodes off the model, or compile it for --target openvino:cpu.",
+            "Let the device's processor run them (--partition host), or compile for --target openvino:cpu.",
         )
     if "MEM_ALLOC" in output or "MemoryError" in output or "bad_alloc" in output or status == -9:
         return ResourceError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aicc.runtime.errors import MismatchError
 from aicc.runtime.manifest import decode_json
 from aicc.runtime.provider import Array, Compatibility, Device, Executable, Fit, LoadOptions
-from aicc.targets.hexagon.session import PACKAGE, STEPS_FILE, installed, open_session
+from aicc.targets.hexagon.session import PACKAGE, PARTITION, STEPS_FILE, installed, open_session
 from aicc.targets.portable import Evaluate, GraphExecutable
 from aicc.targets.static_decoder import StaticDecoder, Steps
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class HexagonProvider:
-    """Runs context binaries with onnxruntime and Qualcomm's libraries."""
+    """Runs context binaries, and on the processor what was left out of them, with onnxruntime and Qualcomm's code."""
 
     def devices(self) -> list[Device]:
         """The HTP of this machine, or its emulator."""
@@ -43,6 +43,8 @@ class HexagonProvider:
         """
         manifest, htp = artifact.manifest, variant.requires.get("htp", "")
         device = _device(installed(), htp)
+        if variant.options[PARTITION] == "host":
+            device += ", and the processor"
         if manifest.llm is None:
             return GraphExecutable(_evaluator(artifact, variant, "model", htp), manifest.signatures, device)
         path = artifact.file(f"{variant.directory}/{STEPS_FILE}")
@@ -55,7 +57,7 @@ class HexagonProvider:
 def _evaluator(artifact: Artifact, variant: Variant, name: str, htp: str) -> Evaluate:
     path = artifact.file(f"{variant.directory}/{name}.onnx")
     try:
-        session = open_session(path, htp)
+        session = open_session(path, htp, variant.options[PARTITION])
     except Exception as error:  # onnxruntime's classes have no common base of their own
         reason = (str(error).splitlines() or [""])[0]
         raise MismatchError(

@@ -1,6 +1,6 @@
 """onnxruntime sessions on the HTP, for the provider; and, as a program, the compiler of context binaries.
 
-    python -m aicc.targets.hexagon.session SOURCE.onnx RESULT.onnx HTP MEMORY_BYTES
+    python -m aicc.targets.hexagon.session SOURCE.onnx RESULT.onnx HTP PARTITION MEMORY_BYTES
 
 runs apart from aicc, so that a compiler that hangs, crashes or takes all memory takes nothing with it.
 """
@@ -14,6 +14,7 @@ from typing import Any
 from aicc.runtime.errors import MismatchError
 
 PACKAGE = "onnxruntime-qnn"
+PARTITION = "partition"  # the name of that option of a variant
 STEPS_FILE = "steps.json"  # of a decoder: which graphs there are
 UNSUPPORTED = "Unsupported nodes in QNN EP:"  # how the provider begins the line that lists what it cannot run
 NOTHING_TAKEN = "assigned to the default CPU EP"  # what onnxruntime says where the provider took not all nodes
@@ -37,12 +38,13 @@ def installed() -> str:
         raise MismatchError(f"{PACKAGE} is not installed.", "pip install 'aicc[hexagon]'") from error
 
 
-def open_session(path: Path, htp: str, result: Path | None = None) -> Any:
-    """A session that runs on the HTP alone: nothing falls back to the processor.
+def open_session(path: Path, htp: str, partition: str, result: Path | None = None) -> Any:
+    """A session on the HTP.
 
     Args:
         path: A graph, or a compiled one.
         htp: Number of the architecture.
+        partition: ``chip`` lets nothing fall back to the processor, ``host`` does.
         result: Where the compiled graph goes; None to run one.
 
     Raises:
@@ -55,7 +57,7 @@ def open_session(path: Path, htp: str, result: Path | None = None) -> Any:
         onnxruntime.register_execution_provider_library(_PROVIDER, onnxruntime_qnn.get_library_path())
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = _ERRORS
-    settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    settings.add_session_config_entry("session.disable_cpu_ep_fallback", str(int(partition == "chip")))
     if result is not None:
         settings.add_session_config_entry("ep.context_enable", "1")
         settings.add_session_config_entry("ep.context_embed_mode", "1")
@@ -77,11 +79,11 @@ def _devices() -> list[Any]:
     return [device for device in onnxruntime.get_ep_devices() if device.ep_name == _PROVIDER]
 
 
-def _main(source: str, result: str, htp: str, memory_bytes: str) -> None:
+def _main(source: str, result: str, htp: str, partition: str, memory_bytes: str) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes), int(memory_bytes)))
-    open_session(Path(source), htp, Path(result))
+    open_session(Path(source), htp, partition, Path(result))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ TARGETS = tuple(
         compute_dtypes=("float16",),
         weight_formats=(WeightFormat(32),),
         kv_dtypes=("float32",),
+        partitions=("chip", "host"),
         op_rules=_RULES,
         shapes="static",
         repacks_weights=True,

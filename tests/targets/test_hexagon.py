@@ -180,6 +180,33 @@ def test_what_the_chip_cannot_run_is_named_with_what_a_cut_would_cost(tmp_path: 
     assert not (tmp_path / "m.aicc").exists()
 
 
+def test_on_request_the_processor_runs_what_the_chip_refuses_and_the_report_says_so(tmp_path: Path) -> None:
+    source = _model(tmp_path, "Tanh", "Atanh", "Sigmoid")
+    report = compile_model(source, HTP, tmp_path / "m.aicc", partition="host")
+    rows = {row.op: row for row in report.coverage}
+    assert {op: (row.delegated, row.fallback) for op, row in rows.items()} == {
+        "Tanh": (1, 0), "Atanh": (0, 1), "Sigmoid": (1, 0)
+    }  # fmt: skip
+    assert rows["Atanh"].reason == "Qualcomm's compiler does not take my_Atanh"
+    assert any("2 piece(s) on the chip and 1,024 bytes to and from it" in note for note in report.notes)
+    x = _picture(8, 16)
+    with load(tmp_path / "m.aicc") as session:
+        assert "the processor" in session.device
+        (found,) = session.run({"v0": x}).values()
+    assert_within("half", found, 1 / (1 + np.exp(-x)))
+
+
+def test_a_graph_of_which_the_chip_runs_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="can run no node"):
+        compile_model(_model(tmp_path, "Atanh"), HTP, tmp_path / "m.aicc", partition="host")
+    assert not (tmp_path / "m.aicc").exists()
+
+
+def test_other_families_cut_no_graph(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="whole or not at all"):
+        compile_model(_model(tmp_path, "Relu"), "reference:cpu", tmp_path / "m.aicc", partition="host")
+
+
 def test_quantised_activations_are_refused_by_node_from_headers_too(tmp_path: Path) -> None:
     """The emulator computes other numbers than onnxruntime does."""
     text = """<ir_version: 10, opset_import: ["": 21]> g (float[8, 16] x) => (float[8, 16] y)
