@@ -24,7 +24,7 @@ from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
 from aicc.targets.cerebras.mlir import Function, write_function
 from aicc.targets.cerebras.placement import CODE_BYTES, CORE_BYTES, Region, place
-from aicc.targets.cerebras.tool import TOOL, find_tool, run_tool
+from aicc.targets.cerebras.tool import TOOL, check_machine, find_tool, run_tool
 from aicc.targets.static_decoder import Step
 
 PACKAGE = "package.json"
@@ -64,13 +64,12 @@ class Package(msgspec.Struct, frozen=True):
 
 
 def prepare(target: Target) -> None:
-    """Fetch the tool, if it is not here yet.
+    """Ask whether the tool is for this machine. It is fetched when a graph was written that it may take.
 
     Raises:
-        MismatchError: It is not for this machine.
-        AiccError: It cannot be fetched.
+        MismatchError: It is not.
     """
-    find_tool()
+    check_machine()
 
 
 def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:

@@ -31,6 +31,16 @@ TOOL = PullableModel(
 _SECONDS = 300
 
 
+def check_machine() -> None:
+    """Refuse machines that the tool is not for.
+
+    Raises:
+        MismatchError: It is for x86-64 Linux alone.
+    """
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise MismatchError("torch-cirh-opt of Cerebras is for x86-64 Linux.", "Compile on such a machine.")
+
+
 def find_tool() -> Path:
     """The tool, fetched if it is not in the cache yet; that it will be, and its size, is said on stderr.
 
@@ -38,8 +48,7 @@ def find_tool() -> Path:
         MismatchError: It is for x86-64 Linux alone.
         AiccError: It cannot be fetched.
     """
-    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        raise MismatchError("torch-cirh-opt of Cerebras is for x86-64 Linux.", "Compile on such a machine.")
+    check_machine()
     tool = fetch(TOOL, "tools", lambda line: print(f"cerebras: {line}, once", file=sys.stderr, flush=True))
     tool.chmod(0o755)
     return tool
