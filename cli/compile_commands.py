@@ -239,8 +239,8 @@ def check(
     type=click.Choice(PARTITIONS),
     default="chip",
     show_default=True,
-    help="chip: the chip runs the whole graph, or it is refused. host: the device's own processor runs what the chip "
-    "refuses, on hexagon; the report names these nodes, and the bytes that go to and fro at each step.",
+    help="Who runs the graph. With chip, the chip runs all of it, or it is refused. With host, on hexagon, the "
+    "device's own processor runs what the chip refuses; the report names them, and the bytes that go to and fro.",
 )
 @click.option(
     "--calibrate",
