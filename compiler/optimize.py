@@ -14,7 +14,7 @@ from aicc.compiler.memory import memory_bounded
 from aicc.compiler.passes.flatten_softmax import FlattenSoftmax
 from aicc.compiler.passes.fold_constants import simplify
 from aicc.compiler.passes.merge_projections import MergeProjections
-from aicc.compiler.passes.static_shapes import fix_outputs
+from aicc.compiler.passes.static_shapes import fix_outputs, is_static
 from aicc.compiler.report import PassRecord
 from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
@@ -35,7 +35,7 @@ def optimize(imported: ImportedModel, target: Target) -> list[PassRecord]:
     if target.merges_projections and imported.kind == "decoder":
         passes.append(("merge projections", MergeProjections()))
     passes.append(("remove unused", common.RemoveUnusedNodesPass()))
-    if target.shapes == "static" and imported.llm is None:
+    if target.shapes != "dynamic" and all(is_static(value) for value in imported.graph.graph.inputs):
         passes.append(("sizes of outputs", fix_outputs))
     if imported.info.kind != "onnx":
         return [run_pass(name, step, imported.graph) for name, step in passes]

@@ -8,7 +8,7 @@ import msgspec
 import onnx_ir as ir
 
 from aicc.compiler.importers import ImportedModel
-from aicc.compiler.passes.static_shapes import input_shapes
+from aicc.compiler.passes.static_shapes import input_shapes, is_static
 from aicc.runtime.errors import UsageError
 from aicc.runtime.target import Target
 
@@ -27,7 +27,7 @@ def fix_sizes(imported: ImportedModel, target: Target, sizes: Sizes) -> None:
     Raises:
         UsageError: A size is missing, or there is none of that name to choose.
     """
-    if target.shapes != "static":
+    if _any_sizes(imported, target, sizes):
         if sizes:
             raise UsageError(f"{target.name} takes any sizes when it runs.", "Leave --size out.")
         return
@@ -55,3 +55,16 @@ def fix_sizes(imported: ImportedModel, target: Target, sizes: Sizes) -> None:
         imported.llm = msgspec.structs.replace(imported.llm, context_length=contexts[-1])
         listed = " and ".join(map(str, contexts))
         imported.notes.append(f"compiled for {listed} of {longest} tokens of context; --size context=N chooses others")
+
+
+def _any_sizes(imported: ImportedModel, target: Target, sizes: Sizes) -> bool:
+    """Whether the target runs the model at sizes that are known only at run time."""
+    if target.shapes != "rows" or imported.llm is not None:
+        return target.shapes != "static"
+    integers = (ir.DataType.INT64, ir.DataType.INT32)
+    inputs = list(imported.graph.graph.inputs)
+    return (
+        not sizes
+        and not all(is_static(v) for v in inputs)
+        and all(value.dtype in integers and len(value.shape or ()) == 2 for value in inputs)
+    )

@@ -96,11 +96,10 @@ class Scheduler:
             self.allocator.publish(request.pages, keys[request.pages.published :])
 
     def failed(self, requests: Iterable[Request]) -> None:
-        """Give up requests whose step went wrong, and whatever it may have left in memory."""
+        """Give up requests whose step went wrong; the others compute again, since a lost device has lost its memory."""
         for request in requests:
             self.remove(request)
-        self.allocator.forget()
-        self._drafting.reset()
+        self.reset()
 
     def remove(self, request: Request) -> None:
         """Take a request's pages back and forget it."""

@@ -85,7 +85,8 @@ class Target(msgspec.Struct, frozen=True):
             not listed is taken to the lowering, which refuses by node what it cannot do.
         graph_domains: Domains of operators its lowering takes besides ONNX's: those of its vendor's
             own graphs, which no other family runs.
-        shapes: Whether tensors may have sizes known only at run time.
+        shapes: Whether tensors may have sizes known only at run time: all, none, or the ``rows`` of tokens that
+            decoders and encoders of token ids compute with.
         alignment: Bytes each weight is aligned to.
         memory_bytes: Memory of the device, None if it is the host's.
         repacks_weights: Whether its executables have the weights in a layout of their own, so that the portable
@@ -113,7 +114,7 @@ class Target(msgspec.Struct, frozen=True):
     partitions: tuple[Literal["chip", "host"], ...] = ("chip",)
     op_rules: Mapping[str, OpRule] = msgspec.field(default_factory=lambda: MappingProxyType({}))
     graph_domains: tuple[str, ...] = ()
-    shapes: Literal["dynamic", "static"] = "dynamic"
+    shapes: Literal["dynamic", "static", "rows"] = "dynamic"
     alignment: int = 64
     memory_bytes: int | None = None
     repacks_weights: bool = False

@@ -12,7 +12,12 @@ from aicc.runtime.errors import MismatchError, ResourceError, first_line
 _BACKENDS = ("Vulkan", "Metal", "DX12")  # OpenGL lacks what kernels need
 # Best first; what wgpu calls each, and what a person does.
 _KINDS = {"DiscreteGPU": "", "IntegratedGPU": ", integrated", "VirtualGPU": ", virtual", "CPU": ", in software"}
-_REMEDY = "Load the model again; if it goes on, compile it for smaller inputs or to fewer bits."
+_FEWER = "Give fewer --kv-tokens, or compile for smaller inputs or to fewer bits."
+_REMEDY = f"Try again; if it goes on: {_FEWER[0].lower()}{_FEWER[1:]}"
+
+
+class DeviceLost(ResourceError):
+    """The driver has given the device up, with all that was in its memory; a new one may work."""
 
 
 def load_wgpu() -> Any:
@@ -55,6 +60,11 @@ def describe(adapter: Any) -> str:
     return f"{info['device']} ({info['backend_type']}{_KINDS.get(info['adapter_type'], '')})"
 
 
+def is_simulated(adapter: Any) -> bool:
+    """Whether the processor does a GPU's work."""
+    return bool(adapter.info["adapter_type"] == "CPU")
+
+
 def lacks(adapter: Any, features: tuple[str, ...], limits: dict[str, int]) -> str:
     """What a GPU lacks of what a plan needs, as a person reads it; empty if nothing."""
     missing = [f"the feature {name}" for name in features if name not in adapter.features]
@@ -84,10 +94,10 @@ def failures(name: str) -> Iterator[None]:
     try:
         yield
     except GPUOutOfMemoryError as error:
-        raise ResourceError(f"{name} has no memory left.", "Compile for smaller inputs or fewer bits.") from error
+        raise ResourceError(f"{name} has no memory left.", _FEWER) from error
     except GPUValidationError as error:
         if "lost" in str(error).lower():
-            raise ResourceError(f"{name} was lost.", _REMEDY) from error
+            raise DeviceLost(f"{name} was lost.", _REMEDY) from error
         raise MismatchError(
             f"{name} does not take what was compiled: {first_line(error)}.", "Compile the model again."
         ) from error

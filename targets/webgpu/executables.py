@@ -1,9 +1,9 @@
-"""What a loaded plan is to the runtime: a model of tensors with fixed sizes."""
+"""What a loaded plan is to the runtime; batched.py has decoders and encoders of any number of tokens."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,31 @@ from numpy.typing import NDArray
 from aicc.runtime.artifact import Signature
 from aicc.runtime.errors import UsageError
 from aicc.runtime.provider import Array
+from aicc.targets.webgpu.device import DeviceLost
 from aicc.targets.webgpu.launch import Launcher
 from aicc.targets.webgpu.plan import Plan
 
 _MOST = 2**31 - 1  # either way, so that the device may change a sign
 
 
-class WebGpuTensors:
-    """A plan on a device, until it is closed."""
+class Loaded:
+    """A plan on a device, until it is closed.
 
-    def __init__(self, launcher: Launcher, plan: Plan, signatures: Mapping[str, Signature]) -> None:
-        self._launcher: Launcher | None = launcher
-        self._plan, self._signatures, self._device = plan, signatures, launcher.name
+    Args:
+        launch: Puts the plan on the device: now, and again after the device was lost. What a run left in memory for
+            the next, such as keys and values, is gone then.
+        plan: The plan.
+        signatures: The manifest's.
+
+    Raises:
+        AiccError: What :class:`Launcher` raises.
+    """
+
+    def __init__(self, launch: Callable[[], Launcher], plan: Plan, signatures: Mapping[str, Signature]) -> None:
+        self._launch = launch
+        self._launcher: Launcher | None = launch()
+        self._closed = False
+        self._plan, self._signatures, self._device = plan, signatures, self._launcher.name
 
     @property
     def signatures(self) -> Mapping[str, Signature]:
@@ -37,9 +50,40 @@ class WebGpuTensors:
 
     def close(self) -> None:
         """Give the device's memory back. Idempotent."""
+        self._closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
         launcher, self._launcher = self._launcher, None
         if launcher is not None:
             launcher.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("the model was closed.", "Load it again.")
+
+    def _submit(
+        self, written: Mapping[str, NDArray[Any]], sizes: Mapping[str, int], results: Mapping[str, int]
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Write buffers and run all steps; sizes and results as :meth:`Launcher.run` takes them.
+
+        Raises:
+            ResourceError: The device fails. If it was lost, the next run begins with a new one.
+        """
+        self._check_open()
+        if self._launcher is None:
+            self._launcher = self._launch()
+        try:
+            for name, data in written.items():
+                self._launcher.write(name, data)
+            return self._launcher.run(sizes, results)
+        except DeviceLost:
+            self._let_go()
+            raise
+
+
+class WebGpuTensors(Loaded):
+    """A model of tensors whose sizes are all fixed."""
 
     def run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once.
@@ -48,21 +92,15 @@ class WebGpuTensors:
             UsageError: An integer is too large for the device.
             ResourceError: The device fails.
         """
-        launcher, specs = self._opened(), {tensor.buffer: tensor.spec for tensor in self._plan.outputs}
-        for tensor in self._plan.inputs:
-            launcher.write(tensor.buffer, _words(tensor.spec.name, inputs[tensor.spec.name]))
+        specs = {tensor.buffer: tensor.spec for tensor in self._plan.outputs}
+        words = {tensor.buffer: _words(tensor.spec.name, inputs[tensor.spec.name]) for tensor in self._plan.inputs}
         shapes = {name: tuple(d for d in spec.shape if isinstance(d, int)) for name, spec in specs.items()}
-        found = launcher.run({}, {name: 4 * math.prod(shape) for name, shape in shapes.items()})
+        found = self._submit(words, {}, {name: 4 * math.prod(shape) for name, shape in shapes.items()})
         with np.errstate(over="ignore"):  # float16 has an infinity for it
             return {
                 spec.name: found[name].view(_word(np.dtype(spec.dtype))).reshape(shapes[name]).astype(spec.dtype)
                 for name, spec in specs.items()
             }
-
-    def _opened(self) -> Launcher:
-        if self._launcher is None:
-            raise UsageError("the model was closed.", "Load it again.")
-        return self._launcher
 
 
 def _word(dtype: np.dtype[Any]) -> type[np.float32 | np.int32 | np.uint32]:

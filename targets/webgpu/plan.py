@@ -17,6 +17,11 @@ from aicc.runtime.artifact import TensorSpec
 PLAN_FILE = "plan.json"
 VERSION = 1
 
+# Buffers of a model of rows. The host writes the batch's, which has, as u32, how many tokens there are and of how many
+# results are wanted, then arrays of Rows.tokens each: position, keys, pages, first, wanted, and every input.
+BATCH, PAGE_LIST, LOGITS = "batch", "pages", "logits"
+HEADER_WORDS = 4
+
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -104,6 +109,35 @@ class Tensor(msgspec.Struct, frozen=True):
     buffer: str
 
 
+class Rows(msgspec.Struct, frozen=True):
+    """What the host has to know of a decoder or an encoder, whose runs have any number of tokens.
+
+    Attributes:
+        tokens: Most tokens of a run.
+        context: Most tokens of a sequence.
+        page: Tokens a page of keys and values holds. An encoder has as many pages as :attr:`tokens` fill.
+        vocab: Columns of a decoder's logits; 0 for encoders.
+        inputs: Names of an encoder's inputs, in the order they have in the batch's buffer.
+        limits: For each input, what its numbers must be below; 0 if they may be any.
+        mask: Which input is 0 where a token is hidden; -1 if none is.
+        outputs: Names of an encoder's outputs and their columns; see :func:`output_buffer`.
+    """
+
+    tokens: Annotated[int, msgspec.Meta(ge=1)]
+    context: Annotated[int, msgspec.Meta(ge=1)]
+    page: Annotated[int, msgspec.Meta(ge=1)]
+    vocab: Count = 0
+    inputs: tuple[str, ...] = ()
+    limits: tuple[Count, ...] = ()
+    mask: int = -1
+    outputs: tuple[tuple[str, int], ...] = ()
+
+
+def output_buffer(number: int) -> str:
+    """Name of the buffer of an encoder's output."""
+    return f"output{number}"
+
+
 class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a device runs a model.
 
@@ -114,8 +148,9 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         buffers: All memory.
         pipelines: All kernels.
         steps: One run.
-        inputs: What the host writes before a run.
-        outputs: What it reads after.
+        rows: Set for decoders and encoders.
+        inputs: Of a model of tensors with fixed sizes: what the host writes before a run.
+        outputs: Of such a model: what it reads after.
     """
 
     version: int
@@ -124,5 +159,6 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     buffers: tuple[Buffer, ...]
     pipelines: tuple[Pipeline, ...]
     steps: tuple[Step, ...]
+    rows: Rows | None = None
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()

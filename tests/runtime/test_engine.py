@@ -290,6 +290,29 @@ def test_a_failing_step_ends_its_requests_with_the_error_and_no_others(make_deco
     assert run.engine.failures == 0
 
 
+def test_what_a_failed_step_did_not_run_computes_again_since_the_device_may_have_lost_its_memory(make_decoder, alone):
+    decoder = make_decoder(max_batch_tokens=8, kv_tokens=512)
+    run = Run(decoder)
+    passed_over = list(range(50, 86))
+    run.submit(list(range(40)), max_tokens=4)
+    request = run.submit(passed_over, max_tokens=4)
+    for _ in range(2):
+        run.engine.step()
+    run.submit([90, 91, 92, 93, 94], max_tokens=4)  # sooner read, so it comes before the second
+    assert request.cached > 0
+
+    def lose(index: int) -> None:
+        if index == 2:
+            for memory in decoder._memory.values():
+                memory[:] = 0
+            raise RuntimeError("the device was lost")
+
+    run.executable.before_step = lose
+    run.finish()
+    assert len(run.executable.steps[2]) == 2
+    assert run.ids(request) == alone(passed_over, max_tokens=4)
+
+
 def test_steps_that_fail_are_counted_until_one_does_not(make_decoder):
     run = Run(make_decoder())
     run.executable.before_step = lambda index: 1 // int(index == 2)

@@ -8,7 +8,7 @@ from aicc.compiler.coverage import refuse_operators
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
 from aicc.runtime.target import Target
-from aicc.targets.webgpu.lowering import tensors
+from aicc.targets.webgpu.lowering import rows, tensors
 
 
 def lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
@@ -24,9 +24,10 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         UnsupportedError: A node has no kernel; it is named.
     """
     refuse_operators(imported.graph, target)
-    return tensors.lower_tensors(imported, target, directory, weights)
+    lower_kind = tensors.lower_tensors if tensors.is_tensors(imported) else rows.lower_rows
+    return lower_kind(imported, target, directory, weights)
 
 
 def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
     """What would be refused, without reading a weight."""
-    return tensors.refusals(imported, target)
+    return (tensors if tensors.is_tensors(imported) else rows).refusals(imported, target)

@@ -12,12 +12,18 @@ from aicc.compiler.coverage import full_coverage
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.legalise import legalise
 from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
+from aicc.compiler.passes.static_shapes import is_static
 from aicc.compiler.report import PassRecord
 from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
 from aicc.targets.webgpu.lowering.tensors.assemble import assemble
 from aicc.targets.webgpu.lowering.tensors.graph import Kernels, lower_graph
 from aicc.targets.webgpu.plan import PLAN_FILE
+
+
+def is_tensors(imported: ImportedModel) -> bool:
+    """Whether a model is compiled here: every input has its size."""
+    return imported.llm is None and all(is_static(value) for value in imported.graph.graph.inputs)
 
 
 def lower_tensors(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
@@ -60,5 +66,5 @@ def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
 def _kernels(imported: ImportedModel, target: Target) -> tuple[Kernels, list[PassRecord]]:
     model: ir.Model = imported.graph.clone()
     names = [str(value.name) for value in model.graph.outputs]
-    passes = legalise(model, target)
+    passes = legalise(model, msgspec.structs.replace(target, shapes="static"))
     return lower_graph(model, names), passes

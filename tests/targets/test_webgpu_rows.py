@@ -1,0 +1,265 @@
+"""Decoders and encoders on a GPU, which here is one that Mesa simulates: as close to their source as float32 is."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from sentences import mean_pooled, tokens_of
+from tolerances import TOLERANCES, assert_within, cosine
+
+from aicc.compiler.check import check_model
+from aicc.compiler.evaluate import Divergence, read_text, reference
+from aicc.compiler.importers import Source, import_model
+from aicc.compiler.pipeline import compile_model
+from aicc.compiler.sources import resolve
+from aicc.runtime import Artifact, Model, Session, load
+from aicc.runtime.errors import ResourceError, UnsupportedError, UsageError
+from aicc.runtime.provider import Fit, TokenBatch
+from aicc.runtime.target import find_target
+from aicc.targets.webgpu.device import adapters, is_simulated
+from aicc.targets.webgpu.provider import WebGpuProvider
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
+from miniatures import ENCODERS, make_decoder, make_encoder
+
+if not adapters():
+    pytest.skip(
+        "There is no Vulkan driver here; Debian's package mesa-vulkan-drivers has one without a card.",
+        allow_module_level=True,
+    )
+
+# Between them: grouped heads, biases, tied and untied tables, soft caps, windows, norms of heads and after blocks,
+# partly rotated heads, layers without positions, layer norms, GELU by tanh, factors, products of three kinds at once.
+DECODERS = ("llama tied, with bias", "gemma2", "gemma3", "qwen3", "phi3", "smollm3", "starcoder2", "granite")
+Rows = NDArray[np.float32]
+
+
+def step(model: Model, tokens: list[NDArray[np.int64]], past: list[int], pages: list[list[int]]) -> Rows:
+    """Logits of every new token of several sequences in one step."""
+    batch = TokenBatch(
+        np.concatenate(tokens),
+        np.cumsum([0, *map(len, tokens)]).astype(np.int32),
+        np.array(past, np.int32),
+        np.concatenate(pages).astype(np.int32),
+        np.cumsum([0, *map(len, pages)]).astype(np.int32),
+        np.arange(sum(map(len, tokens)), dtype=np.int32),
+    )
+    return model._executable.forward(batch).copy()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_computes_what_transformers_computes_at_once_and_in_steps(name: str, tmp_path: Path) -> None:
+    miniature = make_decoder(name)
+    miniature.save_pretrained(tmp_path)
+    ids = torch.randint(3, 211, (2, 44), generator=torch.Generator().manual_seed(1))  # beyond every window
+    with torch.no_grad():
+        one, other = miniature(ids).logits.numpy()
+    a, b = ids.numpy()
+    compile_model(Source(tmp_path, "huggingface", "miniature"), "webgpu", tmp_path / "m.aicc", quant="fp32")
+    with load(tmp_path / "m.aicc", kv_tokens=512) as model:
+        assert_within("model", model.logits(a.tolist()), one)
+        # Two sequences at different places: many rows, few rows, and one; pages in any order.
+        pages = [[7, 1, 12], [3, 9, 2]]
+        first = step(model, [a[:36], b[:3]], [0, 0], pages)
+        second = step(model, [a[36:37], b[3:9]], [36, 3], pages)
+        third = step(model, [a[37:], b[9:]], [37, 9], pages)
+        last = step(model, [b[43:]], [43], pages[1:])
+    assert_within("model", np.concatenate([first[:36], second[:1], third[:7]]), one)
+    assert_within("model", np.concatenate([first[36:], second[1:], third[7:]]), other)
+    assert_within("model", last, other[43:])
+
+
+@pytest.mark.parametrize("quant", ["fp16", "int8", "int4"])
+def test_weights_of_every_kind_are_those_of_the_graph(quant: str, tmp_path: Path) -> None:
+    make_decoder("qwen2", hidden_size=96).save_pretrained(tmp_path)
+    source, ids, found = Source(tmp_path, "huggingface", "miniature"), list(range(3, 43)), []
+    for target in ("webgpu", "reference:cpu"):
+        compile_model(source, target, tmp_path / "m.aicc", quant=quant, kv="fp32", measure=False)  # type: ignore[arg-type]
+        with load(tmp_path / "m.aicc") as model:
+            found.append(model.logits(ids))
+    assert_within("model", *found)
+
+
+@pytest.fixture(scope="module")
+def smollm2_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("webgpu") / "smollm2.aicc"
+    compile_model("smollm2-135m", "webgpu", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_path: Path) -> Iterator[Model]:
+    with load(smollm2_path, kv_tokens=1024) as model:
+        yield model
+
+
+def test_a_real_decoder_keeps_its_quality_in_prefill_and_decode_alone_and_four_at_once(smollm2: Model) -> None:
+    ids = np.asarray(smollm2.tokenizer.encode(read_text(None)[0]), np.int64)
+    alone, *four = ids[:40], *(ids[40 * i : 40 * i + 16] for i in range(1, 5))
+    found = [step(smollm2, [alone[:36]], [0], [[30, 31, 32]])]
+    found += [step(smollm2, [alone[n : n + 1]], [n], [[30, 31, 32]]) for n in range(36, 40)]
+    pages = [[2 * i, 2 * i + 1] for i in range(4)]
+    together = [step(smollm2, [text[:13] for text in four], [0] * 4, pages).reshape(4, 13, -1)]
+    for n in range(13, 16):
+        together.append(step(smollm2, [text[n : n + 1] for text in four], [n] * 4, pages)[:, None])
+    divergence = Divergence()
+    with reference(import_model(resolve("smollm2-135m"))) as expected:
+        divergence.add(np.concatenate(found), expected(alone), alone)
+        for text, logits in zip(four, np.concatenate(together, axis=1), strict=True):
+            divergence.add(logits, expected(text), text)
+    quality, limits = divergence.quality("held-out text"), TOLERANCES["quality"]["auto, webgpu"]
+    assert quality.tokens >= limits["tokens"]
+    assert quality.kl_mean <= limits["kl_mean"]
+    assert quality.top1_agreement >= limits["top1_agreement"]
+
+
+def test_a_simulated_gpu_is_said_to_be_one_and_quality_is_not_measured_on_it(smollm2_path: Path) -> None:
+    artifact = Artifact.open(smollm2_path)
+    (variant,) = artifact.manifest.variants
+    if not is_simulated(adapters()[0]):
+        pytest.skip("There is a real GPU here.")
+    compatibility = WebGpuProvider().compatibility(variant)
+    assert compatibility.fit is Fit.USABLE
+    assert "no GPU" in compatibility.reason
+    assert artifact.manifest.quality is None
+    assert "quality was not measured" in artifact.file("report.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokens": np.array([49152])}, "token"),
+        ({"tokens": np.array([-1])}, "token"),
+        ({"pages": np.array([10_000], np.int32)}, "page"),
+        ({"past": np.array([99_999], np.int32)}, "context"),
+        ({"past": np.array([16], np.int32)}, "page"),
+        ({"logit_rows": np.array([1], np.int32)}, "batch"),
+        ({"starts": np.array([0, 1, 2], np.int32)}, "contradicts"),
+    ],
+    ids=str,
+)
+def test_a_batch_that_makes_no_sense_is_an_error_and_the_model_goes_on(
+    smollm2: Model, change: dict[str, Any], said: str
+) -> None:
+    zero, one = np.array([0], np.int32), np.array([0, 1], np.int32)
+    fields = {"tokens": np.array([5]), "starts": one, "past": zero, "pages": zero + 7, "page_starts": one}
+    with pytest.raises(UsageError, match=said):
+        smollm2._executable.forward(TokenBatch(**(fields | {"logit_rows": zero} | change)))  # type: ignore[attr-defined]
+    assert np.isfinite(step(smollm2, [np.array([5])], [0], [[7]])).all()
+
+
+def test_a_lost_device_ends_the_requests_of_its_step_and_the_next_ones_get_another(smollm2: Model) -> None:
+    prompt = "The capital of France is"
+    said = "".join(piece.text for piece in smollm2.stream(prompt, max_tokens=3))
+    smollm2._executable._launcher._device.destroy()  # type: ignore[attr-defined]
+    with pytest.raises(ResourceError, match="was lost"):
+        list(smollm2.stream(prompt, max_tokens=3))
+    assert "".join(piece.text for piece in smollm2.stream(prompt, max_tokens=3)) == said
+
+
+def test_more_keys_and_values_than_a_buffer_holds_are_refused(smollm2_path: Path) -> None:
+    with pytest.raises(ResourceError, match="keys0 needs") as refused:
+        load(smollm2_path, kv_tokens=1 << 32)
+    assert "--kv-tokens" in refused.value.remedy
+
+
+@pytest.fixture(scope="module")
+def sentences() -> dict[str, NDArray[np.int64]]:
+    return tokens_of(resolve("minilm-l6").path)
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    path = tmp_path_factory.mktemp("webgpu") / "minilm.aicc"
+    compile_model("minilm-l6", "webgpu", path)
+    with load(path) as session:
+        yield session
+
+
+def states(session: Session, inputs: dict[str, NDArray[np.int64]]) -> Rows:
+    return session.run(inputs)["last_hidden_state"]  # type: ignore[return-value]
+
+
+def test_a_real_encoder_gives_its_sources_embeddings_at_any_batch_and_length(
+    minilm: Session, sentences: dict[str, NDArray[np.int64]], tmp_path: Path
+) -> None:
+    compile_model("minilm-l6", "reference:cpu", tmp_path / "m.aicc")
+    with load(tmp_path / "m.aicc") as session:
+        expected = states(session, sentences)
+    mask = sentences["attention_mask"]
+    found = states(minilm, sentences)
+    assert cosine(mean_pooled(found, mask), mean_pooled(expected, mask)) >= TOLERANCES["cosine"]["embeddings"]
+    for row in (0, len(mask) - 1):
+        length = mask[row].sum()
+        alone = states(minilm, {name: array[row : row + 1, :length] for name, array in sentences.items()})
+        assert_within("model", alone[0], expected[row, :length])
+    assert states(minilm, {name: array[:0] for name, array in sentences.items()}).shape[0] == 0
+    assert states(minilm, {name: array[:2, :0] for name, array in sentences.items()}).shape == (2, 0, 384)
+
+
+def test_a_sequence_that_hides_all_its_tokens_is_nan_and_the_others_are_not(
+    minilm: Session, sentences: dict[str, NDArray[np.int64]]
+) -> None:
+    few = {name: array[:3].copy() for name, array in sentences.items()}
+    few["attention_mask"][1] = 0
+    found = states(minilm, few)
+    assert np.isnan(found[1]).all()
+    assert np.isfinite(found[::2]).all()
+
+
+def test_what_an_encoder_does_not_take_is_refused(minilm: Session, sentences: dict[str, NDArray[np.int64]]) -> None:
+    with pytest.raises(UsageError, match="513 tokens long, and this model takes 512"):
+        states(minilm, {name: np.ones((1, 513), np.int64) for name in sentences})
+    with pytest.raises(UsageError, match="size of the table"):
+        states(minilm, sentences | {"input_ids": sentences["input_ids"] + 30_000})
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_computes_what_transformers_computes_with_holes_in_the_mask(name: str, tmp_path: Path) -> None:
+    miniature = make_encoder(name)
+    miniature.save_pretrained(tmp_path)
+    compile_model(Source(tmp_path, "huggingface", "miniature"), "webgpu", tmp_path / "m.aicc")
+    ids = torch.randint(3, 211, (17, 40), generator=torch.Generator().manual_seed(1))  # more than one run's rows
+    mask = (torch.rand(ids.shape, generator=torch.Generator().manual_seed(2)) > 0.3).long()
+    with torch.no_grad():
+        expected = miniature(ids, attention_mask=mask).last_hidden_state.numpy()
+    with load(tmp_path / "m.aicc") as session:
+        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+        names = [spec.name for spec in session.signatures["default"].inputs]
+        assert_within("model", states(session, {n: inputs[n].numpy() for n in names}), expected)
+
+
+def test_an_encoder_compiled_for_fixed_sizes_is_one_still(tmp_path: Path) -> None:
+    make_encoder("bert").save_pretrained(tmp_path)
+    source = Source(tmp_path, "huggingface", "miniature")
+    inputs = {name: np.ones((2, 9), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    found = []
+    for sizes in ({}, {"batch": 2, "sequence_len": 9}):
+        compile_model(source, "webgpu", tmp_path / "m.aicc", sizes=sizes)
+        with load(tmp_path / "m.aicc") as session:
+            found.append(states(session, inputs))
+    assert_within("model", *found)
+
+
+def test_what_is_no_operation_on_rows_is_refused_by_node(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 24]> odd (int64[batch, length] ids) => (float[batch, length, 32] y) '
+        "{ x = Gather (table, ids)  y = CumSum (x, axis) }"
+    )
+    table = np.ones((50, 32), np.float32)
+    proto.graph.initializer.extend(
+        [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.array(2), "axis")]
+    )
+    proto.graph.node[1].name = "running_sum"
+    onnx.save(proto, tmp_path / "odd.onnx")
+    source = Source(tmp_path / "odd.onnx", "onnx", "odd")
+    with pytest.raises(UnsupportedError, match=r"CumSum \(running_sum\): it has no kernel"):
+        compile_model(source, "webgpu", tmp_path / "m.aicc")
+    assert check_model(source, find_target("webgpu")).refused[0].node == "running_sum"
