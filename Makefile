@@ -10,7 +10,7 @@ ARTIFACT := build/smollm2-135m.aicc
 TARGET ?= $(if $(filter x86_64,$(shell uname -m)),cpu,openvino:cpu)
 PROMPT ?= What is the capital of France?
 
-.PHONY: demo help emulators browser test test-full test-native soak bench docs lint clean
+.PHONY: demo help emulators browser vulkan test test-full test-native soak bench docs lint clean
 
 demo: $(ARTIFACT)  ## Compile a real language model and ask it something.
 	$(AICC) inspect $(ARTIFACT)
@@ -22,10 +22,10 @@ help:  ## What there is to make.
 $(ARTIFACT): $(VENV)/.compile
 	$(AICC) compile smollm2-135m --target $(TARGET) -o $@
 
-test: $(VENV)/.test emulators browser lint  ## Everything CI checks; set-up included.
+test: $(VENV)/.test emulators browser vulkan lint  ## Everything CI checks; set-up included.
 	$(BIN)/pytest -n 2 --dist loadfile
 
-test-full: $(VENV)/.test emulators browser lint  ## The long checks too: other importers' environments, larger models.
+test-full: $(VENV)/.test emulators browser vulkan lint  ## The long checks too: other importers' environments, larger models.
 	$(BIN)/pytest -n 2 --dist loadfile -m "full or not full"
 
 # By gcc, since the ziglang wheel has no sanitizer runtime; Python itself is not built for it, so the runtime is preloaded.
@@ -49,6 +49,16 @@ browser:
 	    dpkg-deb -x $$package . || exit 1; \
 	  done && rm -r lists cache; \
 	} || echo "No browser can be fetched: tests of the chat page will be skipped."
+
+# A GPU for the tests of webgpu, which Mesa simulates, with the libraries it needs and this machine lacks.
+vulkan:
+	@ls /usr/share/vulkan/icd.d/*.json /etc/vulkan/icd.d/*.json 2>/dev/null | grep -q . || ls build/vulkan/usr/lib/*/libvulkan_lvp.so >/dev/null 2>&1 || { \
+	  mkdir -p build/vulkan/lists/partial build/vulkan/cache/archives/partial && cd build/vulkan && \
+	  $(APT) update && $(APT) --yes --download-only --no-install-recommends --reinstall install libvulkan1 mesa-vulkan-drivers && \
+	  for package in $$(ls cache/archives/*.deb | grep -v mesa-vulkan) cache/archives/mesa-vulkan-drivers_*.deb; do \
+	    dpkg-deb -x $$package . || exit 1; \
+	  done && rm -r lists cache; \
+	} || echo "No Vulkan driver can be fetched: tests of webgpu will be skipped where there is no other."
 
 lint: $(VENV)/.test  ## Style, types, and which package may import which.
 	$(BIN)/ruff check .

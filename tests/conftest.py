@@ -8,10 +8,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import vulkan
 
 from aicc.compiler.pipeline import compile_model
 from aicc.compiler.sources import resolve
 from aicc.runtime.artifact import Artifact
+
+vulkan.use_driver()  # before any test module looks for a device
 
 _ROOT = Path(__file__).resolve().parent.parent
 _CACHE = _ROOT / "build" / "test-cache"

@@ -1,6 +1,9 @@
 """Launch plans on a GPU, which here is one that Mesa simulates: what runs, and what is said of what cannot."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +18,7 @@ from aicc.targets.webgpu.plan import ONE, Buffer, Extent, Kernel, Pipeline, Plan
 
 if not adapters():
     pytest.skip(
-        "There is no Vulkan driver here; Debian's package mesa-vulkan-drivers has one without a card.",
+        "There is no Vulkan driver here; `make vulkan` fetches one that needs no card.",
         allow_module_level=True,
     )
 
@@ -145,3 +148,18 @@ def test_a_device_that_is_lost_is_said_to_be_and_nothing_hangs() -> None:
             launcher.run({"rows": 1}, {"y": 400})
     launcher.close()
     launcher.close()
+
+
+def test_the_unpacked_driver_is_used_where_the_system_has_none() -> None:
+    tests = Path(__file__).parents[1]
+    if not any((tests.parent / "build" / "vulkan").glob("usr/lib/*/libvulkan_lvp.so")):
+        pytest.skip("`make vulkan` has unpacked no driver: the system has one.")
+    code = (
+        "import vulkan; assert vulkan.use_driver(system=())\n"
+        "from aicc.targets.webgpu.device import adapters, describe\n"
+        "print(describe(adapters()[0]), [line.split()[-1] for line in open('/proc/self/maps') if 'vulkan' in line])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "in software" in done.stdout
+    assert "build/vulkan" in done.stdout

@@ -30,7 +30,7 @@ from aicc.targets.webgpu.plan import PLAN_FILE, Plan
 
 if not adapters():
     pytest.skip(
-        "There is no Vulkan driver here; Debian's package mesa-vulkan-drivers has one without a card.",
+        "There is no Vulkan driver here; `make vulkan` fetches one that needs no card.",
         allow_module_level=True,
     )
 
