@@ -15,7 +15,7 @@ from aicc.targets.webgpu.plan import HEADER_WORDS, ONE, Extent
 PAGE = 16  # tokens of a page of keys and values
 WORKGROUP_BYTES = 16384  # of workgroup memory that every device has
 ROWS_MULTIPLE = 32  # buffers have whole numbers of the most rows of a workgroup
-_FEW = (1, 8)  # rows whose products go through the weights once
+_FEW = (1, 4)  # rows whose products go through the weights once
 _KEYS = 64  # keys of a block of attention
 _SUMS = 1024  # floats that a workgroup of attention adds up
 _TILES = ((32, 32, 2), (64, 16, 2), (64, 8, 1), (32, 8, 1))  # columns at once, rows, rows of a thread; best first
@@ -92,7 +92,7 @@ class Kernels:
             products = []
             for number, linear in enumerate(part.linears):
                 n = body.matrix(linear.matrix)
-                products.append(filled(f"fn {product}", n=n, number=number))
+                products.append(filled(f"fn {product}", n=n, number=number, **_written_out(rows)))
                 lanes = f"const LANES_{n} = {_lanes(matrix_form(linear.matrix).chunks)}u;\n\n" if rows else ""
                 products[-1] = lanes + products[-1].rstrip()
                 body.define(linear.output, "product", f"products[({number}u * ROWS + row) * UNIT + column]")
@@ -195,6 +195,19 @@ def _declared(bindings: tuple[Binding, ...] | list[Binding]) -> str:
         f"@group(0) @binding({i}) var<storage, {'read_write' if b.writes else 'read'}> {b.name}: array<{b.type}>;"
         for i, b in enumerate(bindings)
     )
+
+
+def _written_out(rows: int) -> dict[str, str]:
+    """What a product of a few rows does for each of them."""
+    each = range(rows)
+    terms = [" + ".join(f"dot(w[{i}], input[at_{r} + {i}u])" for i in range(8)) for r in each]
+    return {
+        "zero": "\n        ".join(f"var sum_{r} = 0.0;" for r in each),
+        "add": "\n                ".join(
+            f"let at_{r} = first + {r}u * INPUT_VECTORS;\n                sum_{r} += {terms[r]};" for r in each
+        ),
+        "keep": "\n        ".join(f"parts[{r}u * THREADS + thread] = sum_{r};" for r in each),
+    }
 
 
 def _lanes(chunks: int) -> int:
