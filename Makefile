@@ -99,7 +99,7 @@ $(VENV)/.compile: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compile,ethos-u,grpc,hexagon,test,tpu,webgpu]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compile,ethos-u,grpc,hexagon,test,tpu,triton,webgpu]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps tosa-tools==2026.8.0  # its pins contradict onnx's
 	touch $@
 

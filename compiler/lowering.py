@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Protocol
 
-from aicc.compiler.report import OpCoverage, PassRecord
+from aicc.compiler.report import KernelRecord, OpCoverage, PassRecord
 from aicc.runtime.target import Target
 
 
@@ -84,6 +84,7 @@ class LoweredVariant:
         options: What the provider must load it with.
         coverage: Where each operator's nodes went.
         passes: The target's own passes, for the report.
+        kernels: What its compiled kernels take of the chip, for the report.
         weight_bytes_per_token: Weights read to decode one token; 0 for tensor models.
     """
 
@@ -93,4 +94,5 @@ class LoweredVariant:
     options: dict[str, str] = field(default_factory=dict)
     coverage: list[OpCoverage] = field(default_factory=list)
     passes: list[PassRecord] = field(default_factory=list)
+    kernels: list[KernelRecord] = field(default_factory=list)
     weight_bytes_per_token: int = 0

@@ -168,6 +168,8 @@ def compile_model(
                 lowered: LoweredVariant = lower(imported, each, writer.variant_directory(name), writer.weights)
                 variants.append(Variant(name, each.name, tuple(lowered.files), lowered.requires, lowered.options))
                 record.passes += _named(lowered.passes, each.name if len(targets) > 1 else "")
+                if lowered.kernels:
+                    report.kernels[each.name] = lowered.kernels
             report.coverage = lowered.coverage
             report.weight_bytes_per_token = lowered.weight_bytes_per_token
         if finished("lower", imported):

@@ -45,6 +45,16 @@ class LayerRecord(msgspec.Struct):
     format: str
 
 
+class KernelRecord(msgspec.Struct):
+    """What a compiled kernel takes of a GPU, as its binary says."""
+
+    name: str
+    threads: int  # of a program
+    registers: int  # of a thread
+    shared_bytes: int  # of a program
+    stack_bytes: int  # of a thread: where registers are spilled to
+
+
 class CompileReport(msgspec.Struct):
     """Everything that is known of a compile; volatile figures go to ``timings.json``."""
 
@@ -56,4 +66,5 @@ class CompileReport(msgspec.Struct):
     weight_bytes_per_token: int = 0
     quality: Quality | None = None
     notes: list[str] = []
+    kernels: dict[str, list[KernelRecord]] = {}  # of targets whose kernels are compiled ahead of time, by target
     importer: str = ""  # mobius | onnx | optimum

@@ -85,6 +85,11 @@ class WebGpuDecoder(_Batched):
         """
         raise UnsupportedError("a decoder of the webgpu family takes tokens.", "Use Model.generate or logits.")
 
+    @property
+    def prompts_apart(self) -> bool:
+        """Tokens of prompts are computed as others are."""
+        return False
+
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
         """One step; see :class:`aicc.runtime.provider.DecoderExecutable`.
 

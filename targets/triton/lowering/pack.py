@@ -1,0 +1,149 @@
+"""Weights in the kernels' layout (``kernels/weights.py``), the matrices of one launch in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from aicc.compiler.lowering import WeightStore
+from aicc.compiler.rows.matrix import Matrix, read_float, stored_float
+from aicc.compiler.rows.program import Angles, Vector
+from aicc.targets.triton.plan import WEIGHTS, Argument
+
+CHUNK = 32
+_FLOATS = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+_ZEROS = {ir.DataType.INT4: 8, ir.DataType.INT8: 128}  # what makes the stored integers unsigned
+Order = NDArray[np.int64] | None  # which of its rows stands where; None if they are in order
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a matrix lies in memory.
+
+    Attributes:
+        bits: Of a weight.
+        dtype: Triton's name of the stored type.
+        zero: What is subtracted from an integer.
+        group: Columns that share a scale.
+        scales: Triton's name of the type of scales; that of the weights if there are none.
+        minima: Whether there are minima.
+    """
+
+    bits: int
+    dtype: str
+    zero: int = 0
+    group: int = 0
+    scales: str = ""
+    minima: bool = False
+
+    @property
+    def constants(self) -> tuple[int, int, int, bool]:
+        """What kernels call it."""
+        return self.bits, self.zero, self.group, self.minima
+
+    @property
+    def columns_of_load(self) -> int:
+        """Columns in 16 bytes."""
+        return 128 // self.bits
+
+    @property
+    def elements_of_load(self) -> int:
+        """Elements in memory of 16 bytes."""
+        return min(self.columns_of_load, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Where the matrices of a launch are."""
+
+    form: Form
+    weight: Argument
+    scales: Argument
+    minima: Argument
+
+
+def matrix_form(matrix: Matrix) -> Form:
+    """The form of a matrix, from types and shapes alone."""
+    weight = matrix.blockwise
+    if weight is None:
+        dtype = _FLOATS[stored_float(matrix.value).dtype]
+        return Form(32 if dtype == "fp32" else 16, dtype, scales=dtype)
+    padded = -(-matrix.columns // CHUNK) * CHUNK
+    group = padded if weight.group_size == matrix.columns else weight.group_size
+    zero = _ZEROS.get(weight.values.dtype, 0)
+    return Form(weight.bits, "u8", zero, group, _FLOATS[weight.scales.dtype], weight.offset != "none")
+
+
+class Packer:
+    """Puts constants into the artifact's weights file and remembers where they are."""
+
+    def __init__(self, store: WeightStore) -> None:
+        self._store = store
+        self._placed: dict[object, Argument] = {}
+        self._matrices: dict[object, Packed] = {}
+        self.end = 0
+
+    def matrices(self, matrices: Sequence[Matrix], orders: Sequence[Order]) -> Packed:
+        """Matrices of one form and width below each other."""
+        key = tuple((m, None if o is None else o.tobytes()) for m, o in zip(matrices, orders, strict=True))
+        if key not in self._matrices:
+            form = matrix_form(matrices[0])
+            parts = [_streams(m, form, o) for m, o in zip(matrices, orders, strict=True)]
+            placed = [self._add(np.concatenate(stream).tobytes()) for stream in zip(*parts, strict=True)]
+            weight, scales, minima = (*placed, *placed[:1] * 3)[:3]
+            self._matrices[key] = Packed(form, weight, scales, minima)
+        return self._matrices[key]
+
+    def vector(self, vector: Vector, order: Order) -> Argument:
+        """A constant row."""
+        chosen = slice(None) if order is None else order[: vector.size]  # or of each head
+        key = (vector, None if order is None else order.tobytes())
+        return self._once(key, lambda: vector.read()[chosen])
+
+    def angles(self, angles: Angles) -> Argument:
+        """Cosines, with the sines of all positions after them."""
+        return self._once(angles, angles.read)
+
+    def _once(self, key: object, read: Callable[[], NDArray[np.float32]]) -> Argument:
+        if key not in self._placed:
+            self._placed[key] = self._add(np.ascontiguousarray(read(), np.float32).tobytes())
+        return self._placed[key]
+
+    def _add(self, data: bytes) -> Argument:
+        offset = self._store.add(data)
+        self.end = max(self.end, offset + len(data))
+        return Argument(WEIGHTS, offset)
+
+
+def _streams(matrix: Matrix, form: Form, order: Order) -> list[NDArray[np.generic]]:
+    """Values, scales and minima of a matrix, a row each of its rows."""
+    chosen = slice(None) if order is None else order
+    weight = matrix.blockwise
+    if weight is None:
+        array = read_float(matrix)[chosen]
+        return [array.view(np.uint16) if form.dtype == "bf16" else array]
+    rows = slice(matrix.begin, matrix.begin + matrix.rows)
+    values = weight.values.const_value.numpy()[rows][chosen]
+    scales = weight.scales.const_value.numpy()[rows][chosen]
+    streams: list[NDArray[np.generic]] = [pack_integers(values, form), scales]
+    if weight.minimum is not None:
+        streams.append(weight.minimum.const_value.numpy()[rows][chosen].reshape(scales.shape))
+    elif weight.zero_points is not None:
+        zeros = weight.zero_points.const_value.numpy()[rows][chosen].astype(np.float32)
+        streams.append((-scales.astype(np.float32) * zeros).astype(scales.dtype))
+    return streams
+
+
+def pack_integers(values: NDArray[np.generic], form: Form) -> NDArray[np.uint8]:
+    """Integers ``[N, K]`` as bytes, rows padded to whole chunks."""
+    unsigned = values.astype(np.int8 if form.zero else np.uint8).view(np.uint8) + np.uint8(form.zero)
+    if missing := -unsigned.shape[1] % CHUNK:
+        unsigned = np.pad(unsigned, ((0, 0), (0, missing)), constant_values=form.zero)
+    if form.bits == 8:
+        return unsigned
+    halves = unsigned.reshape(len(unsigned), -1, 2, CHUNK // 2)
+    return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(unsigned), -1)

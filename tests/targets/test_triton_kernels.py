@@ -1,0 +1,177 @@
+"""Triton kernels in Triton's interpreter, beside numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tolerances import assert_within
+from triton_plan import launch
+
+from aicc.targets.triton.kernels.decode_attention import decode_attention
+from aicc.targets.triton.kernels.matmul import matmul
+from aicc.targets.triton.kernels.matvec import matvec
+from aicc.targets.triton.kernels.prefill_attention import prefill_attention
+from aicc.targets.triton.kernels.rowwise import rowwise
+from aicc.targets.triton.lowering.pack import Form, pack_integers
+
+GENERATOR = np.random.default_rng(3)
+PAGE, TABLE = 8, 8
+FORMS = {
+    "fp32": Form(32, "fp32", scales="fp32"),
+    "fp16": Form(16, "fp16", scales="fp16"),
+    "bf16": Form(16, "bf16", scales="bf16"),
+    "uint4 with minima": Form(4, "u8", 0, 32, "fp16", True),
+    "int4 in groups of 64": Form(4, "u8", 8, 64, "fp32"),
+    "int8 by row": Form(8, "u8", 128, 96, "fp32"),
+    "uint8 with minima": Form(8, "u8", 0, 32, "fp16", True),
+}
+COLUMNS = {0: 300, 32: 288, 64: 320, 96: 90}  # of matrices, by their groups; the last is a whole row
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _weights(form: Form, rows: int, k: int) -> tuple[NDArray[np.float32], list[torch.Tensor]]:
+    """A matrix as float32, and as the kernels read it."""
+    if form.bits > 8:
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[form.dtype]
+        stored = _tensor(GENERATOR.standard_normal((rows, k)).astype(np.float32)).to(dtype)
+        return stored.float().numpy(), [stored] * 3
+    padded = -(-k // 32) * 32
+    low, high = (-(1 << form.bits - 1), 1 << form.bits - 1) if form.zero else (0, 1 << form.bits)
+    values = GENERATOR.integers(low, high, (rows, k))
+    kind = np.float16 if form.scales == "fp16" else np.float32
+    shape = rows, padded // form.group
+    scales, minima = (GENERATOR.standard_normal(shape).astype(kind) / (1 << form.bits) for _ in range(2))
+    of = np.arange(k) // form.group
+    dense = values * scales[:, of].astype(np.float32)
+    if form.minima:
+        dense = dense + minima[:, of]
+    packed = pack_integers(values.astype(np.int8 if form.zero else np.uint8), form)
+    return dense.astype(np.float32), [_tensor(packed), _tensor(scales), _tensor(minima)]
+
+
+def _batch(tokens: int, positions: list[int] | None = None, sequences: list[int] | None = None) -> torch.Tensor:
+    batch = np.zeros((tokens, 4), np.int32)
+    batch[:, 1] = range(tokens) if positions is None else positions
+    batch[:, 2] = 0 if sequences is None else sequences
+    return _tensor(batch)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_row_is_normalised_and_multiplied(name: str) -> None:
+    form, n = FORMS[name], 20
+    k = COLUMNS[form.group]
+    dense, weights = _weights(form, 2 * n, k)
+    x, gain = (GENERATOR.standard_normal(k).astype(np.float32) for _ in range(2))
+    found = torch.full((n,), torch.nan)
+    program = (("Silu", 0), ("Mul", 1, 2), ("store", 3, 0, n))
+    launch(
+        matvec, (n // 4, 1, 1), (found,), _batch(1), _batch(1), _tensor(x), _tensor(gain), *weights,
+        K=k, N=n, COUNT=2, FORM=form.constants, NORM=True, EPSILON=1e-5, WANTED=False, SEGMENTS=((0, n, program),),
+        BLOCK_N=4, CHUNKS=4, ACROSS=form.elements_of_load,
+    )  # fmt: skip
+    gate, up = (dense @ (x / np.sqrt((x * x).mean() + 1e-5) * gain)).reshape(2, n)
+    assert_within("model", found.numpy(), gate / (1 + np.exp(-gate)) * up)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("splits", [1, 3])
+def test_rows_are_multiplied_by_tiles_also_where_programs_share_them(name: str, splits: int) -> None:
+    form, n, tokens = FORMS[name], 40, 20
+    k = COLUMNS[form.group]
+    dense, weights = _weights(form, n, k)
+    x = GENERATOR.standard_normal((tokens, k)).astype(np.float16)
+    found, residual = torch.full((tokens, n), torch.nan), GENERATOR.standard_normal((tokens, n)).astype(np.float32)
+    others = torch.full((tokens, n - 25), torch.nan)
+    partial, arrived = torch.full((splits * n * tokens,), torch.nan), torch.zeros(16, dtype=torch.int32)
+    first, rest = (("load", 1, n), ("Add", 0, 1), ("store", 2, 0, n)), (("store", 0, 2, n - 25),)
+    launch(
+        matmul, (3, 2, splits), (found, _tensor(residual), others), _batch(tokens), _batch(tokens), _tensor(x),
+        *weights, partial, arrived, tokens, K=k, N=n, COUNT=1, FORM=form.constants,
+        SEGMENTS=((0, 25, first), (25, n, rest)), SPLITS=splits, BLOCK_M=16, BLOCK_N=16, BLOCK_K=64, BF16=False,
+    )  # fmt: skip
+    expected = x.astype(np.float32) @ dense.T
+    assert_within("half", found.numpy()[:, :25], (expected + residual)[:, :25])
+    assert_within("half", others.numpy(), expected[:, 25:])
+    assert not arrived.any()
+
+
+def test_heads_are_normalised_rotated_and_put_into_pages() -> None:
+    tokens, heads, head, rotary = 5, 3, 12, 8
+    width, half = heads * head, rotary // 2
+    x, gain = GENERATOR.standard_normal((tokens, width)).astype(np.float32), GENERATOR.standard_normal(head)
+    angles = GENERATOR.standard_normal((2, 16, half)).astype(np.float32)
+    positions, sequences = [9, 10, 0, -1, 1], [1, 1, 0, 0, 0]
+    table = _tensor(np.array([[3, 0], [2, 1]], np.int32))
+    cache, rotated = torch.zeros((4, heads, PAGE, head), dtype=torch.float16), torch.full((tokens, width), torch.nan)
+    program = (
+        ("load", 0, width), ("vector", 1, head), ("Norm", 0, head, False, 1, -1, 1e-6), ("Rope", 2, 2, head, half, 16),
+        ("store", 3, 3, width), ("cache", 3, 4, heads, head, PAGE, 2),
+    )  # fmt: skip
+    pointers = (_tensor(x), _tensor(gain.astype(np.float32)), _tensor(angles), rotated, cache)
+    launch(
+        rowwise, (tokens, heads, 1), pointers, _batch(tokens, positions, sequences), table,
+        WIDTH=head, SEGMENTS=((0, heads, program),), BLOCK=16,
+    )  # fmt: skip
+    pieces = x.reshape(tokens, heads, head)
+    pieces = (pieces / np.sqrt((pieces**2).mean(-1, keepdims=True) + 1e-6) * gain).astype(np.float32)
+    cosine, sine = (a[np.maximum(positions, 0)][:, None] for a in angles)
+    first, second = pieces[..., :rotary:2].copy(), pieces[..., 1:rotary:2].copy()
+    pieces[..., :rotary:2] = first * cosine - second * sine
+    pieces[..., 1:rotary:2] = first * sine + second * cosine
+    assert_within("model", rotated.numpy(), pieces.reshape(tokens, width))
+    expected = np.zeros(cache.shape, np.float16)
+    for token, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
+        if position >= 0:
+            expected[table[sequence, position // PAGE], :, position % PAGE] = pieces[token]
+    assert_within("float16", cache.numpy(), expected)
+
+
+def _attention(q: Any, k: Any, v: Any, position: int, window: int, cap: float) -> NDArray[np.float32]:
+    """Of one query head ``[d]`` to keys and values ``[n, d]``."""
+    begin = max(0, position + 1 - window) if window else 0
+    scores = (k[begin : position + 1] @ q) / np.sqrt(len(q))
+    scores = cap * np.tanh(scores / cap) if cap else scores
+    weights = np.exp(scores - scores.max())
+    return (weights / weights.sum() @ v[begin : position + 1]).astype(np.float32)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 50), st.integers(1, 12), st.sampled_from([0, 5, 20]), st.sampled_from([0.0, 3.0]))
+def test_queries_see_what_is_before_them_in_their_pages(past: int, new: int, window: int, cap: float) -> None:
+    heads, kv_heads, head = 4, 2, 24
+    generator = np.random.default_rng(past)
+    length = past + new
+    k, v = (generator.standard_normal((length, kv_heads, head)).astype(np.float16) for _ in range(2))
+    table = generator.permutation(TABLE).astype(np.int32)[None]
+    pages = np.full((2, TABLE, kv_heads, PAGE, head), 7, np.float16)
+    for position in range(length):
+        pages[0, table[0, position // PAGE], :, position % PAGE] = k[position]
+        pages[1, table[0, position // PAGE], :, position % PAGE] = v[position]
+    q = generator.standard_normal((new, heads, head)).astype(np.float16)
+    expected = np.empty(q.shape, np.float32)
+    for i in range(new):
+        for h in range(heads):
+            of = h // (heads // kv_heads)
+            expected[i, h] = _attention(q[i, h], k[:, of], v[:, of], past + i, window, cap)
+    constants = {
+        "HEADS": heads, "KV_HEADS": kv_heads, "HEAD": head, "SCALE": head**-0.5, "SOFT_CAP": cap, "WINDOW": window,
+        "PAGE": PAGE, "TABLE": TABLE, "BLOCK_D": 32, "BLOCK_N": 16,
+    }  # fmt: skip
+    given_ = (_tensor(q), _tensor(pages[0]), _tensor(pages[1]), _batch(new, list(range(past, length))), _tensor(table))
+    one, other = torch.full(q.shape, torch.nan), torch.full(q.shape, torch.nan)
+    partial, arrived = torch.full((new * kv_heads * 3 * 16 * 34,), torch.nan), torch.zeros(32, dtype=torch.int32)
+    launch(decode_attention, (new, kv_heads, 3), *given_, one, partial, arrived, **constants, SPLITS=3, BLOCK_H=16)
+    tiles = _tensor(np.array([(i, min(i + 8, new)) for i in range(0, new, 8)], np.int32))
+    launch(prefill_attention, (len(tiles), heads, 1), *given_, tiles, other, **constants, BLOCK_M=8)
+    assert_within("float16", one.numpy(), expected)
+    assert_within("float16", other.numpy(), expected)
+    assert not arrived.any()

@@ -1,0 +1,145 @@
+"""Decoders as launch plans: run whole in Triton's interpreter, and compiled for every architecture."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from aicc.compiler.importers import Source
+from aicc.compiler.pipeline import compile_model
+from aicc.runtime import load
+from aicc.runtime.provider import TokenBatch
+from aicc.runtime.target import all_targets
+from aicc.targets.triton import lowering
+from aicc.targets.triton.lowering import binaries, launches
+from aicc.targets.triton.plan import PLAN_FILE, Plan
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
+from miniatures import make_decoder
+from tolerances import assert_within
+from triton_plan import PlanInterpreter
+
+TARGETS = [name for name, target in all_targets().items() if target.family == "triton"]
+# A card of few processors, so that programs are few as well: the interpreter takes them one after the other.
+SMALL = replace(binaries.CHIPS["sm90"], processors=4)
+
+
+def _write(name: str, folder: Path, **changes: int) -> tuple[Source, NDArray[np.int64], list[NDArray[np.float32]]]:
+    """A miniature, two sequences and what transformers computes for each."""
+    model = make_decoder(name, **{"num_hidden_layers": 2} | changes)
+    model.save_pretrained(folder)
+    ids = torch.randint(3, 211, (2, 70), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(ids).logits.numpy()
+    return Source(folder, "huggingface", "miniature"), ids.numpy(), list(expected)
+
+
+def _plan(source: Source, quant: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> PlanInterpreter:
+    specs: list[binaries.Spec] = []
+
+    def note(self: binaries.Binaries, spec: binaries.Spec) -> None:
+        """Not compiled: the interpreter runs what would be."""
+        specs.append(spec)
+        Path(self.directory, "none").touch()
+        self.kernels.append(binaries.Kernel("none", spec.function.__name__, 32, 0))
+
+    monkeypatch.setitem(binaries.CHIPS, "sm90", SMALL)
+    monkeypatch.setattr(binaries.Binaries, "_compile", note)
+    artifact = folder / "m.aicc"
+    compile_model(source, "triton:sm90", artifact, quant=quant, measure=False)
+    plan = msgspec.json.decode((artifact / "variants/triton-sm90" / PLAN_FILE).read_bytes(), type=Plan)
+    return PlanInterpreter(plan, specs, (artifact / "weights/model.bin").read_bytes(), 12)
+
+
+def _step(
+    plan: PlanInterpreter, tokens: list[NDArray[np.int64]], past: list[int], pages: list[list[int]]
+) -> NDArray[np.float32]:
+    """Logits of every new token of several sequences in one step."""
+    starts = np.cumsum([0, *map(len, tokens)]).astype(np.int32)
+    ends = np.cumsum([0, *map(len, pages)]).astype(np.int32)
+    flat, owned = np.concatenate(tokens), np.concatenate(pages).astype(np.int32)
+    rows = np.arange(len(flat), dtype=np.int32)
+    return plan.forward(TokenBatch(flat, starts, np.array(past, np.int32), owned, ends, rows))
+
+
+def _full(name: str) -> object:
+    return pytest.param(name, marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3", "gemma2", *map(_full, ("llama tied, with bias", "phi3", "olmo2", "granite"))]
+)
+def test_a_plan_computes_what_transformers_computes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, ids, expected = _write(name, tmp_path)
+    plan = _plan(source, "fp16", tmp_path, monkeypatch)
+    assert_within("half", _step(plan, [ids[0, :1]], [0], [[5]]), expected[0][:1])
+    together = _step(plan, [ids[0, 1:4], ids[1, :2]], [1, 0], [[5], [7]])
+    assert_within("half", together, np.concatenate([expected[0][1:4], expected[1][:2]]))
+    assert_within("half", _step(plan, [ids[1, 2:3]], [2], [[7]]), expected[1][2:3])
+
+
+def test_a_long_prompt_is_taken_by_tiles_and_its_end_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, ids, expected = _write("llama", tmp_path)
+    plan = _plan(source, "fp16", tmp_path, monkeypatch)
+    pages = [[4, 0, 9], [3]]
+    found = _step(plan, [ids[0, :66], ids[1, :3]], [0, 0], pages)
+    assert_within("half", found, np.concatenate([expected[0][:66], expected[1][:3]]))
+    assert_within("half", _step(plan, [ids[0, 66:67]], [66], pages[:1]), expected[0][66:67])
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_quantised_weights_give_what_the_quantised_graph_gives(
+    quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, ids, _ = _write("llama", tmp_path, hidden_size=96)
+    compile_model(source, "reference:cpu", tmp_path / "reference.aicc", quant=quant, measure=False)
+    with load(tmp_path / "reference.aicc") as model:
+        expected = model.logits(ids[0, :6].tolist())
+    # Triton's interpreter multiplies bfloat16 tiles wrongly, taking their bits for integers.
+    monkeypatch.setattr(lowering, "_compute_type", lambda program: "fp16")
+    plan = _plan(source, quant, tmp_path, monkeypatch)
+    assert_within("half", _step(plan, [ids[0, :5]], [0], [[3]]), expected[:5])
+    assert_within("half", _step(plan, [ids[0, 5:6]], [5], [[3]]), expected[5:])
+
+
+def _check_kernels(artifact: Path, target: str) -> None:
+    """Every kernel has a binary and its resources, and none that decodes spills."""
+    folder = artifact / "variants" / target.replace(":", "-")
+    kernels = json.loads((artifact / "report.json").read_text())["kernels"][target]
+    plan = json.loads((folder / PLAN_FILE).read_text())
+    assert {path.name for path in folder.iterdir()} == {PLAN_FILE} | {kernel["file"] for kernel in plan["kernels"]}
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".hsaco" if "gfx" in target else ".cubin"}
+    decode = {launch["kernel"] for tier in (*plan["body"][:-1], *plan["head"]) for launch in tier["launches"]}
+    assert len(kernels) == len(plan["kernels"])
+    for number, kernel in enumerate(kernels):
+        assert kernel["registers"] > 0
+        assert kernel["stack_bytes"] == 0 or number not in decode, f"{target}: {kernel} spills"
+
+
+def test_all_architectures_compile_from_one_set_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launches, "TIERS", (1,))  # only what decodes one sequence, to be quick
+    monkeypatch.setattr(launches, "MAX_TOKENS", 1)
+    source, _, _ = _write("llama", tmp_path, num_hidden_layers=1, hidden_size=96)
+    many, one = tmp_path / "m.aicc", tmp_path / "one.aicc"
+    compile_model(source, ",".join(TARGETS), many, quant="int4", measure=False)
+    compile_model(source, "triton:sm90", one, quant="int4", measure=False)
+    sizes = [(path / "weights/model.bin").stat().st_size for path in (many, one)]
+    assert sizes[0] == sizes[1], "variants share their weights"
+    for target in TARGETS:
+        _check_kernels(many, target)
+    for path in (one / "variants/triton-sm90").iterdir():
+        again = many / "variants/triton-sm90" / path.name
+        assert path.read_bytes() == again.read_bytes(), "the same source gives the same bytes"
+
+
+@pytest.mark.parametrize("target", ["triton:sm90", *(_full(name) for name in TARGETS if name != "triton:sm90")])
+def test_a_decoder_compiles_whole_and_nothing_that_decodes_spills(target: str, tmp_path: Path) -> None:
+    source, _, _ = _write("llama", tmp_path, num_hidden_layers=1, hidden_size=96)
+    compile_model(source, target, tmp_path / "m.aicc", quant="int4", measure=False)
+    _check_kernels(tmp_path / "m.aicc", target)

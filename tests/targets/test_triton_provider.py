@@ -1,0 +1,170 @@
+"""The runtime half against a fault injector in libcuda's place: what it asks for, and what it says of failures.
+
+Nothing is computed here; numbers are proven in test_triton_plan.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from aicc.compiler.importers import Source
+from aicc.compiler.pipeline import compile_model
+from aicc.runtime import Artifact
+from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UsageError
+from aicc.runtime.provider import OPTIMAL, Fit, LoadOptions, TokenBatch
+from aicc.targets.triton import driver
+from aicc.targets.triton.executable import TritonDecoder, check
+from aicc.targets.triton.lowering import launches
+from aicc.targets.triton.plan import PLAN_FILE, Plan
+from aicc.targets.triton.provider import TritonProvider
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
+from miniatures import make_decoder
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("triton")
+    make_decoder("llama", num_hidden_layers=1).save_pretrained(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launches, "TIERS", (1,))
+        patch.setattr(launches, "MAX_TOKENS", 64)
+        compile_model(Source(folder, "huggingface", "miniature"), "triton:sm90", folder / "m.aicc", quant="fp16")
+    return Artifact.open(folder / "m.aicc")
+
+
+@pytest.fixture(scope="module")
+def injector_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("injector") / "libfaults.so"
+    source = Path(__file__).with_name("gpu_faults.c")
+    command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", path, source]
+    subprocess.run(command, check=True)
+    return path
+
+
+@pytest.fixture
+def faults(injector_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
+    """The injector as the only driver of this machine, as new."""
+    library = ctypes.CDLL(str(injector_path))
+    for name, value in {"fault_architecture": 90, "fault_devices": 1, "fault_init": 0, "fault_graph": 0}.items():
+        ctypes.c_int32.in_dll(library, name).value = value
+    ctypes.c_int64.in_dll(library, "fault_memory").value = 1 << 40
+    for name in ("launches", "graphs", "resets", "bad"):
+        ctypes.c_int64.in_dll(library, f"seen_{name}").value = 0
+    monkeypatch.setattr(driver, "_LIBRARIES", {"cuda": (str(injector_path), driver._CUDA)})
+    driver.forget()
+    yield library
+    driver.forget()
+    assert _seen(library, "bad") == 0, "the driver was given something wrong"
+    assert _seen(library, "allocated") == 0, "memory of the GPU was not given back"
+
+
+def _fault(library: ctypes.CDLL, name: str, value: int) -> None:
+    kind = ctypes.c_int64 if name == "memory" else ctypes.c_int32
+    kind.in_dll(library, f"fault_{name}").value = value
+
+
+def _seen(library: ctypes.CDLL, name: str) -> int:
+    return ctypes.c_int64.in_dll(library, f"seen_{name}").value
+
+
+def _load(artifact: Artifact) -> TritonDecoder:
+    variant = artifact.manifest.variants[0]
+    loaded = TritonProvider().load(artifact, variant, LoadOptions(kv_tokens=128))
+    assert isinstance(loaded, TritonDecoder)
+    return loaded
+
+
+def _batch(tokens: int) -> TokenBatch:
+    ints = lambda *values: np.array(values, np.int32)  # noqa: E731
+    pages = -(-tokens // 32)
+    return TokenBatch(
+        np.arange(3, 3 + tokens), ints(0, tokens), ints(0), ints(*range(pages)), ints(0, pages), ints(tokens - 1)
+    )
+
+
+def test_a_decoded_token_is_one_submission_and_a_prompt_its_launches(artifact: Artifact, faults: ctypes.CDLL) -> None:
+    assert TritonProvider().compatibility(artifact.manifest.variants[0]) == OPTIMAL
+    decoder = _load(artifact)
+    assert decoder.device == "GPU: Fault Injector (sm90)"
+    assert decoder.forward(_batch(1)).shape == (1, 211)
+    noted = _seen(faults, "launches")
+    decoder.forward(_batch(1))
+    assert (_seen(faults, "launches"), _seen(faults, "graphs")) == (noted, 2)
+    assert decoder.forward(_batch(40)).shape == (1, 211)
+    assert (_seen(faults, "launches") > noted, _seen(faults, "graphs")) == (True, 2)
+    decoder.close()
+    decoder.close()
+    with pytest.raises(UsageError, match="closed"):
+        decoder.forward(_batch(1))
+
+
+def test_a_gpu_lost_in_a_step_is_said_so_and_the_next_step_opens_it_again(
+    artifact: Artifact, faults: ctypes.CDLL
+) -> None:
+    decoder = _load(artifact)
+    decoder.forward(_batch(1))
+    _fault(faults, "graph", 700)
+    with pytest.raises(ResourceError, match=r"Fault Injector failed \(cuGraphLaunch: injected \(700\)\)"):
+        decoder.forward(_batch(1))
+    assert _seen(faults, "resets") == 1
+    assert decoder.forward(_batch(1)).shape == (1, 211)
+    decoder.close()
+
+
+def test_a_gpu_that_does_not_come_back_fails_every_step_and_hangs_none(artifact: Artifact, faults: ctypes.CDLL) -> None:
+    decoder = _load(artifact)
+    _fault(faults, "memory", 0)
+    _fault(faults, "graph", 719)
+    for _ in range(3):
+        with pytest.raises(ResourceError):
+            decoder.forward(_batch(1))
+    decoder.close()
+
+
+def test_too_little_memory_is_said_so_and_all_of_it_given_back(artifact: Artifact, faults: ctypes.CDLL) -> None:
+    _fault(faults, "memory", 100_000)
+    with pytest.raises(ResourceError, match="no memory left") as refused:
+        _load(artifact)
+    assert "--kv-tokens" in refused.value.remedy
+
+
+def test_an_artifact_for_another_architecture_is_not_loaded(artifact: Artifact, faults: ctypes.CDLL) -> None:
+    _fault(faults, "architecture", 80)
+    found = TritonProvider().compatibility(artifact.manifest.variants[0])
+    assert found.fit is Fit.RECOMPILE
+    assert "sm90" in found.reason
+    assert "--target triton:sm80" in found.reason
+    with pytest.raises(MismatchError, match="sm90"):
+        _load(artifact)
+
+
+@pytest.mark.parametrize(("what", "value"), [("devices", 0), ("init", 100), ("init", 35)])
+def test_no_gpu_or_an_old_driver_is_no_device(what: str, value: int, artifact: Artifact, faults: ctypes.CDLL) -> None:
+    _fault(faults, what, value)
+    found = TritonProvider().compatibility(artifact.manifest.variants[0])
+    assert found.fit is Fit.UNSUPPORTED
+    assert TritonProvider().devices() == []
+    assert ("too old" in found.reason) == (value == 35)
+
+
+def test_a_plan_that_names_what_is_not_there_is_refused(artifact: Artifact) -> None:
+    plan = msgspec.json.decode(artifact.file(f"variants/triton-sm90/{PLAN_FILE}").read_bytes(), type=Plan)
+    check(plan, plan.weights_bytes, 4)
+    first = plan.body[0].launches[0]
+    argument = msgspec.structs.replace(first.arguments[0], offset=1 << 40)
+    for change in ({"kernel": 99}, {"arguments": (argument,)}):
+        launch = msgspec.structs.replace(first, **change)
+        body = (msgspec.structs.replace(plan.body[0], launches=(launch,)), *plan.body[1:])
+        with pytest.raises(IntegrityError, match="launch plan"):
+            check(msgspec.structs.replace(plan, body=body), plan.weights_bytes, 4)
+    with pytest.raises(IntegrityError, match="shorter"):
+        check(plan, plan.weights_bytes - 1, 4)
