@@ -17,7 +17,7 @@ from aicc.runtime.artifact import Artifact
 from aicc.runtime.machine import processor
 from aicc.runtime.target import find_target
 
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 
 
 def document(text: str, kind: type) -> msgspec.Struct:

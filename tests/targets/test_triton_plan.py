@@ -84,6 +84,7 @@ def test_a_plan_computes_what_transformers_computes(name: str, tmp_path: Path, m
     assert_within("half", _step(plan, [ids[1, 2:3]], [2], [[7]]), expected[1][2:3])
 
 
+@pytest.mark.full
 def test_a_long_prompt_is_taken_by_tiles_and_its_end_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, ids, expected = _write("llama", tmp_path)
     plan = _plan(source, "fp16", tmp_path, monkeypatch)
@@ -138,7 +139,7 @@ def test_all_architectures_compile_from_one_set_of_weights(tmp_path: Path, monke
         assert path.read_bytes() == again.read_bytes(), "the same source gives the same bytes"
 
 
-@pytest.mark.parametrize("target", ["triton:sm90", *(_full(name) for name in TARGETS if name != "triton:sm90")])
+@pytest.mark.parametrize("target", [_full(name) for name in TARGETS])
 def test_a_decoder_compiles_whole_and_nothing_that_decodes_spills(target: str, tmp_path: Path) -> None:
     source, _, _ = _write("llama", tmp_path, num_hidden_layers=1, hidden_size=96)
     compile_model(source, target, tmp_path / "m.aicc", quant="int4", measure=False)
