@@ -241,7 +241,7 @@ class Decoder(Tensors):
 
     @property
     def prompts_apart(self) -> bool:
-        """Tokens of prompts are computed as others are."""
+        """Tokens of prompts and others are not told apart."""
         return False
 
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
