@@ -33,6 +33,7 @@ from aicc.compiler.sources import resolve
 from aicc.runtime import machine
 from aicc.runtime.artifact import TOKENIZER_PATH, Artifact
 from aicc.runtime.limits import read_bandwidth
+from aicc.runtime.manifest import Variant
 
 WORKERS = Path(__file__).parent / "workers"
 RESULTS = Path(__file__).parent / "results"
@@ -56,6 +57,8 @@ class Engine:
         kv_bytes: Keys and values of one token; in float16 where the engine does not say.
         options: For its worker.
         modules: What the worker imports before any clock starts.
+        products: Number format in which it multiplies prompts; where that is not known, it is held against the
+            fastest of the machine.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Engine:
     kv_bytes: int
     options: dict[str, Any] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
+    products: str | None = None
 
 
 class WorkerError(Exception):
@@ -167,7 +171,6 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def report(engines: Sequence[Engine], measured: dict[str, Any], peaks: dict[str, float], flops: float) -> list[Any]:
     """Per engine: medians and spread, and fractions of the machine's limits."""
     rows = []
-    best_peak = max(peaks.values())
     for engine in engines:
         samples = measured["samples"][engine.name]
         summary = {
@@ -185,7 +188,8 @@ def report(engines: Sequence[Engine], measured: dict[str, Any], peaks: dict[str,
                 **summary,
                 "read_bandwidth_bytes_per_s": median(samples["read_bandwidth_bytes_per_s"]),
                 "bandwidth_fraction": median(samples["bandwidth_fraction"]),
-                "matrix_peak_fraction": computed / best_peak,
+                "matrix_peak_fraction": computed / (peaks[engine.products] if engine.products else max(peaks.values())),
+                "matrix_peak_of": engine.products or max(peaks, key=peaks.__getitem__),
                 "samples": samples,
             }
         )
@@ -211,9 +215,16 @@ def artifact_engines(artifacts: Sequence[str], python: Path) -> list[Engine]:
                 manifest.memory.weight_bytes,
                 manifest.memory.kv_bytes_per_token,
                 modules=modules,
+                products=_products(manifest.variants[0]),
             )
         )
     return engines
+
+
+def _products(variant: Variant) -> str | None:
+    """The number format in which a variant multiplies prompts (see the kernels of ``cpu:amx``), if it is known."""
+    tiles = variant.target == "cpu:amx" and variant.options["activations"] in ("mixed", "int8")
+    return "bfloat16" if tiles else None
 
 
 def peer_engines(gguf: Path, bits: int) -> list[Engine]:

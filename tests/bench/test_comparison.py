@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -58,7 +59,17 @@ def test_every_round_adds_a_load_and_two_timed_prompts_in_a_process_of_its_own(d
     assert samples["bandwidth_fraction"] == pytest.approx(fractions)
     assert row["bandwidth_fraction"] == pytest.approx(median(fractions))
     assert row["matrix_peak_fraction"] == pytest.approx(row["prefill_tokens_per_s"]["median"] * 1e9 / 1e12)
+    assert row["matrix_peak_of"] == "int8"
     assert set(row["versions"]) == {"aicc", "openvino"}
+
+
+def test_a_rate_is_held_against_the_number_format_it_is_multiplied_in(document):
+    (row,) = document["engines"]
+    tiles = replace(engine(Path()), products="bfloat16")
+    (other,) = decoder.report(
+        [tiles], {"samples": {"aicc": row["samples"]}, "versions": {"aicc": {}}}, {"int8": 1e12, "bfloat16": 5e11}, 1e9
+    )
+    assert other["matrix_peak_fraction"] == pytest.approx(2 * row["matrix_peak_fraction"])
 
 
 def test_an_engine_that_cannot_load_is_reported_with_its_name(tmp_path):
