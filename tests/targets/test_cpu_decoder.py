@@ -68,15 +68,23 @@ def test_the_default_keeps_its_quality_on_held_out_text(compact: Model) -> None:
     assert quality.top1_agreement >= limits["top1_agreement"]
 
 
-def test_keys_and_values_in_bytes_take_half_the_memory_and_have_their_own_measured_quality(
-    compact: Model, tmp_path: Path
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("options", "limits"), [({"kv": "int8"}, "auto, int8 cache"), ({"activations": "int16"}, "auto, int16 activations")]
+)
+def test_other_number_formats_have_a_measured_quality_of_their_own(
+    compact: Model, options: dict[str, str], limits: str, tmp_path: Path
 ) -> None:
-    compile_model("smollm2-135m", "cpu", tmp_path / "m.aicc", kv="int8")
+    quality = compile_model("smollm2-135m", "cpu", tmp_path / "m.aicc", **options).quality
+    assert quality is not None
+    assert quality.kl_mean <= TOLERANCES["quality"][limits]["kl_mean"]
+    assert quality.top1_agreement >= TOLERANCES["quality"][limits]["top1_agreement"]
+    assert quality != compact.manifest.quality
+
+
+def test_keys_and_values_in_bytes_take_half_the_memory(tmp_path: Path) -> None:
+    compile_model("smollm2-135m", "cpu", tmp_path / "m.aicc", kv="int8", measure=False)
     with load(tmp_path / "m.aicc", kv_tokens=2048) as model:
-        quality, limits = model.manifest.quality, TOLERANCES["quality"]["auto, int8 cache"]
-        assert quality.kl_mean <= limits["kl_mean"]
-        assert quality.top1_agreement >= limits["top1_agreement"]
-        assert quality != compact.manifest.quality
         bytes_per_token = model.manifest.memory.kv_bytes_per_token
         assert bytes_per_token == 30 * 3 * 2 * (64 + 4)  # layers, heads, keys and values
         assert model._executable._about.page_bytes == 16 * bytes_per_token
@@ -108,17 +116,6 @@ def _batch(
 def _forward(model: Model, sequences: list[list[int]], past: list[int], pages: list[list[int]]) -> NDArray[np.float32]:
     """Last-token logits of several sequences in one step."""
     return model._executable.forward(_batch(sequences, past, pages)).copy()  # type: ignore[attr-defined]
-
-
-def test_activations_of_two_bytes_lose_next_to_nothing(tmp_path: Path) -> None:
-    compile_model("smollm2-135m", "cpu", tmp_path / "m.aicc", activations="int16")
-    quality, limits = (
-        Artifact.open(tmp_path / "m.aicc").manifest.quality,
-        TOLERANCES["quality"]["auto, int16 activations"],
-    )
-    assert quality is not None
-    assert quality.kl_mean <= limits["kl_mean"]
-    assert quality.top1_agreement >= limits["top1_agreement"]
 
 
 def test_a_row_is_the_same_to_the_last_bit_alone_beside_others_and_in_pieces(compact: Model) -> None:

@@ -56,6 +56,7 @@ class Constants:
 
     forms: dict[Form, str] = field(default_factory=dict)
     heads: dict[Heads, str] = field(default_factory=dict)
+    products: dict[str, str] = field(default_factory=dict)
 
     def form(self, form: Form) -> str:
         """Name of an ``aicc_weight``."""
@@ -64,6 +65,15 @@ class Constants:
     def layout(self, heads: Heads) -> str:
         """Name of an ``aicc_heads``."""
         return self.heads.setdefault(heads, f"heads_{len(self.heads)}")
+
+    def product(self, form: Form, panels: int, y_stride: int, x_stride: int, parts: int, spread: str) -> str:
+        """Name of a function that multiplies rows with some panels of a weight, as ``aicc_linear`` does.
+
+        Matrices of one shape share it: inlined wherever it is used, it would be most of the library and of the time
+        to compile it.
+        """
+        call = f"aicc_linear(y, {y_stride}, x, {x_stride}, rows, {parts}, w, {panels}, {self.form(form)}, {spread});"
+        return self.products.setdefault(call, f"product_{len(self.products)}")
 
 
 class Body:

@@ -85,6 +85,7 @@ def emit_model(program: Program, steps: list[Step], packer: Packer, name: str, k
             _TOP.format(name=comment(name), count=len(steps), define="" if prompts else "#define AICC_NO_PROMPTS\n"),
             *_constant_lines(constants, kv),
             "",
+            *_product_lines(constants),
             *(text.replace("@", chosen) + "\n" for text, chosen in names.items()),
             "static const aicc_step steps[] = {",
             *rows,
@@ -155,6 +156,11 @@ def _constant_lines(constants: Constants, kv: str) -> list[str]:
         f"{h.window}, {number(h.scale)}, {number(h.soft_cap)}}};"
         for h, name in constants.heads.items()
     ]
+
+
+def _product_lines(constants: Constants) -> list[str]:
+    arguments = "float *y, const uint8_t *x, int32_t rows, const uint8_t *w, uint16_t *spread"
+    return [f"static void {name}({arguments}) {{\n    {call}\n}}\n" for call, name in constants.products.items()]
 
 
 def _ports(program: Program) -> str:
@@ -360,7 +366,7 @@ def _part(part: Part, body: Body) -> list[str]:
 
 def _product(part: Part, linear: ops.Linear, tile: str, stride: int, body: Body) -> list[str]:
     form, x = matrix_form(linear.matrix), linear.x
-    name, panels, bytes_ = body.constants.form(form), stride // LANES, row_bytes(x)
+    panels, bytes_ = stride // LANES, row_bytes(x)
     parts = x.record.parts if x.record else 1
     spread = "spread" if x.record and x.record.rounded else "NULL"
     source = f"f->buffers + {body.at('buffer', x)} + (size_t)tile * {bytes_}"
@@ -370,8 +376,6 @@ def _product(part: Part, linear: ops.Linear, tile: str, stride: int, body: Body)
         count = min(_MOST_PANELS, panels - begin)
         to = f"{tile} + {begin * LANES}" if begin else tile
         skipped = f" + {begin * form.panel_bytes}" if begin else ""
-        lines.append(
-            f"aicc_linear({to}, {stride}, {source}, {bytes_}, rows, {parts}, {weight}{skipped}, {count}, {name}, "
-            f"{spread});"
-        )
+        product = body.constants.product(form, count, stride, bytes_, parts, spread)
+        lines.append(f"{product}({to}, {source}, rows, {weight}{skipped}, {spread});")
     return lines
