@@ -75,7 +75,7 @@ def load_graph(artifact: Artifact) -> ir.Model:
         _check_scopes(model)
     except Exception as error:  # protobuf and onnx_ir raise whatever a malformed message makes them trip over
         raise IntegrityError(f"{path} is not a readable ONNX graph: {error}.", "Compile the model again.") from error
-    weights = np.frombuffer(artifact.weights(), np.uint8) if artifact.has(WEIGHTS_PATH) else np.empty(0, np.uint8)
+    weights = np.frombuffer(artifact.weights(), np.uint8)
     for slot in slots:
         if isinstance(slot.tensor, ir.ExternalTensor):
             slot.put(_mapped(slot.tensor, weights, f"{path}: tensor {slot.name!r}"))

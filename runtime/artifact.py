@@ -139,11 +139,13 @@ class Artifact:
         return relative in self._entries
 
     def weights(self) -> memoryview:
-        """Map ``weights/model.bin``: its bytes, read-only, not resident until touched.
+        """Map ``weights/model.bin``: its bytes, read-only, not resident until touched; none if there is no such file.
 
         Raises:
-            IntegrityError: There is none, or it was cut short after the artifact was opened.
+            IntegrityError: It was cut short after the artifact was opened.
         """
+        if not self.has(WEIGHTS_PATH):
+            return memoryview(b"")
         path = self.file(WEIGHTS_PATH)
         try:
             with path.open("rb") as file:

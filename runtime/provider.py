@@ -15,6 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from aicc.runtime.errors import UnsupportedError
+
 if TYPE_CHECKING:
     from aicc.runtime.artifact import Artifact, Signature, Variant
 
@@ -110,7 +112,7 @@ class Executable(Protocol):
 
 @runtime_checkable
 class DecoderExecutable(Executable, Protocol):
-    """A decoder over paged KV memory."""
+    """A decoder over paged KV memory. Families inherit from it what is the same for most of them."""
 
     @property
     def page_size(self) -> int:
@@ -131,9 +133,17 @@ class DecoderExecutable(Executable, Protocol):
     def prompts_apart(self) -> bool:
         """Whether a token gives other keys and values, to the last bits, in a prompt than generated.
 
-        They are not taken for one another then.
+        They are not taken for one another then. Few families make the difference, so the others inherit this answer.
         """
-        ...
+        return False
+
+    def run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """A decoder has no tensors, unless its family says otherwise.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError("a decoder takes tokens, not tensors.", "Use Model.generate or logits.")
 
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Run one step, writing keys and values of the new tokens into their pages.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from aicc.runtime.artifact import GRAPH_PATH, WEIGHTS_PATH, Artifact, Signature
 from aicc.runtime.errors import IntegrityError, ResourceError, UnsupportedError, UsageError, first_line
-from aicc.runtime.provider import Array, TokenBatch
+from aicc.runtime.provider import Array, DecoderExecutable, TokenBatch
 
 if TYPE_CHECKING:
     import onnx
@@ -45,7 +45,7 @@ def read_graph(artifact: Artifact, keep_external: bool) -> onnx.ModelProto:
         model = onnx.load_model_from_string(path.read_bytes())
     except Exception as error:  # protobuf's own class, which is not public
         raise IntegrityError(f"{path} is not an ONNX graph ({error}).", "Compile the model again.") from error
-    weights = artifact.weights() if artifact.has(WEIGHTS_PATH) else memoryview(b"")
+    weights = artifact.weights()
     for tensor, is_main in _tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -142,7 +142,7 @@ class GraphExecutable:
             raise UsageError(f"{self._device} cannot run the model on these inputs: {first_line(error)}.") from error
 
 
-class GraphDecoder(GraphExecutable):
+class GraphDecoder(GraphExecutable, DecoderExecutable):
     """A decoder over paged KV memory.
 
     Its graph has the inputs and outputs :class:`aicc.compiler.importers.ImportedModel` describes.
@@ -204,11 +204,6 @@ class GraphDecoder(GraphExecutable):
     def max_batch_tokens(self) -> int:
         """Most tokens a step may add."""
         return self._max_batch_tokens
-
-    @property
-    def prompts_apart(self) -> bool:
-        """Tokens of prompts and others are not told apart."""
-        return False
 
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
         """One step, sequence by sequence; see :class:`aicc.runtime.provider.DecoderExecutable`."""

@@ -14,9 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aicc.runtime.artifact import WEIGHTS_PATH
-from aicc.runtime.errors import AiccError, IntegrityError, MismatchError, ResourceError, UnsupportedError, UsageError
+from aicc.runtime.errors import AiccError, IntegrityError, MismatchError, ResourceError, UsageError
 from aicc.runtime.machine import processor
-from aicc.runtime.provider import OPTIMAL, Array, Compatibility, Device, Executable, Fit, LoadOptions, TokenBatch
+from aicc.runtime.provider import (
+    OPTIMAL,
+    Array,
+    Compatibility,
+    DecoderExecutable,
+    Device,
+    Executable,
+    Fit,
+    LoadOptions,
+    TokenBatch,
+)
 from aicc.runtime.target import all_targets
 
 if TYPE_CHECKING:
@@ -114,7 +124,7 @@ class CpuProvider:
             ResourceError: Not enough memory, or the system refuses a thread.
             UsageError: More threads than there can be.
         """
-        path = artifact.file(f"variants/{variant.name}/{_LIBRARY}")
+        path = artifact.file(f"{variant.directory}/{_LIBRARY}")
         library = _open_library(path)
         try:
             return _open_model(artifact, path, library, options)
@@ -268,7 +278,7 @@ class CpuTensors(_OpenModel):
         return outputs
 
 
-class CpuDecoder(_OpenModel):
+class CpuDecoder(_OpenModel, DecoderExecutable):
     """A decoder over paged KV memory."""
 
     def __init__(
@@ -300,14 +310,6 @@ class CpuDecoder(_OpenModel):
     def max_batch_tokens(self) -> int:
         """Most tokens a step may add."""
         return int(self._about.max_batch_tokens)
-
-    def run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """A decoder has no tensors.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise UnsupportedError("a decoder of the cpu family takes tokens.", "Use Model.generate or logits.")
 
     @property
     def prompts_apart(self) -> bool:

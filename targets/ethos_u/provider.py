@@ -48,14 +48,13 @@ class EthosUProvider:
         Raises:
             IntegrityError: The artifact does not say how its inputs and outputs are quantised.
         """
-        folder = f"variants/{variant.name}"
-        path = artifact.file(f"{folder}/{PORTS_FILE}")
+        path = artifact.file(f"{variant.directory}/{PORTS_FILE}")
         ports = decode_json(path.read_bytes(), path, Ports)
         signature = artifact.manifest.signatures["default"]
         for specs, named in ((signature.inputs, ports.inputs), (signature.outputs, ports.outputs)):
             if [spec.name for spec in specs] != [port.name for port in named] or any(p.scale <= 0 for p in named):
                 raise IntegrityError(f"{path} does not describe the model's signature.", "Compile the model again.")
-        return Emulated(artifact.file(f"{folder}/{PROGRAM_FILE}"), ports, artifact.manifest.signatures)
+        return Emulated(artifact.file(f"{variant.directory}/{PROGRAM_FILE}"), ports, artifact.manifest.signatures)
 
 
 class Emulated:

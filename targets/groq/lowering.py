@@ -62,7 +62,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     """
     refuse_operators(imported.graph, target)
     own = WeightFile(directory / WEIGHTS, Path(WEIGHTS))
-    programs, passes, coverage = [], list[PassRecord](), {}
+    programs, passes = [], list[PassRecord]()
     try:
         for step, model in _graphs(imported):
             passes = [run_pass("float16", HalfFloats(), model), *legalise(model, target)]
@@ -70,7 +70,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
             name = f"{step.name}.onnx"
             (directory / name).write_bytes(encode_graph(model, own, WEIGHTS))
             programs.append(Program(name, step.tokens, step.context, partition(model)))
-            coverage = {entry.op: entry for entry in full_coverage(model)}
+            coverage = full_coverage(model)
         own.finish()
     finally:
         own.close()
@@ -88,7 +88,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
         requires={"groqflow": "4"},
         producer={"onnx": onnx.__version__},
         options={},
-        coverage=list(coverage.values()),
+        coverage=coverage,
         passes=passes,
         weight_bytes_per_token=weight_bytes_per_token(imported.graph) if imported.llm else 0,
     )

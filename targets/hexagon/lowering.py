@@ -53,9 +53,10 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     for step, model, records in _graphs(imported, target):
         path = directory / f"{step.name}.onnx"
         _compile(model, path, htp, target)
-        coverage = _coverage(model, path, target)
-        if any(row.fallback for row in coverage):
-            imported.notes.append(_note(step.name, path, coverage))
+        coverage = full_coverage(model)
+        if target.partitions[0] == "host":
+            coverage, note = _cut(step.name, coverage, path, target)
+            imported.notes += note
         steps.append(step)
         passes += records
     files = [f"{step.name}.onnx" for step in steps]
@@ -84,40 +85,39 @@ def _graphs(imported: ImportedModel, target: Target) -> Iterator[tuple[Step, ir.
         yield step, model, legalise(model, target)
 
 
-def _coverage(model: ir.Model, result: Path, target: Target) -> list[OpCoverage]:
-    """What of a graph is in the binaries, and what stands beside them, by operator.
+def _cut(name: str, coverage: list[OpCoverage], result: Path, target: Target) -> tuple[list[OpCoverage], list[str]]:
+    """What of a graph is in the binaries and what stands beside them, by operator, and a note if anything does.
+
+    Args:
+        name: Of the graph.
+        coverage: Of the graph before it was compiled.
+        result: The compiled graph; not there if the compiler took nothing.
+        target: What it was compiled for.
 
     Raises:
         UnsupportedError: The chip runs none of it.
     """
-    coverage = full_coverage(model)
-    if target.partitions[0] == "chip":
-        return coverage
-    nodes = list(ir.load(result).graph) if result.exists() else []
-    if not any(node.op_type == _BINARY for node in nodes):
+    compiled = ir.load(result) if result.exists() else None
+    beside = [node for node in compiled.graph if node.op_type != _BINARY] if compiled else []
+    binaries = len(compiled.graph) - len(beside) if compiled else 0
+    if compiled is None or not binaries:
         raise UnsupportedError(f"{target.name} can run no node of this graph.", "Compile it for --target openvino:cpu.")
     host = defaultdict(list)
-    for node in nodes:
-        if node.op_type != _BINARY:
-            host[f"{node.domain}.{node.op_type}".removeprefix(".")].append(node.name or str(node.outputs[0].name))
+    for node in beside:
+        host[f"{node.domain}.{node.op_type}".removeprefix(".")].append(node.name or str(node.outputs[0].name))
     rows = {row.op: row for row in coverage}
     for op, names in host.items():
         made = max(rows[op].delegated - len(names), 0) if op in rows else 0
         rows[op] = OpCoverage(op, made, len(names), reason=f"Qualcomm's compiler does not take {', '.join(names)}")
-    return [rows[op] for op in sorted(rows)]
-
-
-def _note(name: str, result: Path, coverage: list[OpCoverage]) -> str:
-    """Where a compiled graph is cut."""
-    compiled = ir.load(result)
-    binaries = sum(node.op_type == _BINARY for node in compiled.graph)
-    crossing = partition(compiled, {node.name for node in compiled.graph if node.op_type != _BINARY}).boundary_bytes
-    count = sum(row.fallback for row in coverage)
-    reasons = "; ".join(f"{row.op}: {row.reason}" for row in coverage if row.fallback)
-    return (
-        f"the processor runs {count} node(s) of {name}, with {binaries} piece(s) on the chip and {crossing:,} bytes "
-        f"to and from it at each step. {reasons}"
+    if not beside:
+        return coverage, []
+    crossing = partition(compiled, {node.name for node in beside}).boundary_bytes
+    reasons = "; ".join(f"{op}: {rows[op].reason}" for op in sorted(host))
+    note = (
+        f"the processor runs {len(beside)} node(s) of {name}, with {binaries} piece(s) on the chip and {crossing:,} "
+        f"bytes to and from it at each step. {reasons}"
     )
+    return [rows[op] for op in sorted(rows)], [note]
 
 
 def _compile(model: ir.Model, result: Path, htp: str, target: Target) -> None:

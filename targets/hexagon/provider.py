@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from aicc.runtime.errors import MismatchError
+from aicc.runtime.errors import MismatchError, first_line
 from aicc.runtime.manifest import decode_json
 from aicc.runtime.provider import Array, Compatibility, Device, Executable, Fit, LoadOptions
 from aicc.targets.hexagon.session import PACKAGE, PARTITION, STEPS_FILE, installed, open_session
@@ -59,9 +59,8 @@ def _evaluator(artifact: Artifact, variant: Variant, name: str, htp: str) -> Eva
     try:
         session = open_session(path, htp, variant.options[PARTITION])
     except Exception as error:  # onnxruntime's classes have no common base of their own
-        reason = (str(error).splitlines() or [""])[0]
         raise MismatchError(
-            f"the HTP does not take {path}: {reason}",
+            f"the HTP does not take {path}: {first_line(error)}.",
             "Check the artifact (`aicc inspect --verify`), or compile it again for the chip of this machine.",
         ) from error
     names = [output.name for output in session.get_outputs()]

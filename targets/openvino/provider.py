@@ -18,6 +18,7 @@ from aicc.runtime.manifest import damaged, decode_json
 from aicc.runtime.provider import (
     Array,
     Compatibility,
+    DecoderExecutable,
     Device,
     Executable,
     Fit,
@@ -80,13 +81,12 @@ class OpenVINOProvider:
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **variant.options}
         if options.threads is not None:
             config["INFERENCE_NUM_THREADS"] = options.threads
-        folder = f"variants/{variant.name}"
-        graph = artifact.file(f"{folder}/{GRAPH_FILE}")
+        graph = artifact.file(f"{variant.directory}/{GRAPH_FILE}")
         try:
             weights = MappedWeights(artifact.file(WEIGHTS_PATH) if artifact.has(WEIGHTS_PATH) else None)
             model = core.read_model(graph.read_bytes(), weights.tensor)
             if artifact.manifest.kind == "decoder":
-                path = artifact.file(f"{folder}/{DECODER_FILE}")
+                path = artifact.file(f"{variant.directory}/{DECODER_FILE}")
                 layout = decode_json(path.read_bytes(), path, DecoderLayout)
                 model = with_paged_attention(model, layout.layers)
                 compiled = core.compile_model(model, device, config)
@@ -200,7 +200,7 @@ class Tensors:
             self._compiled = None
 
 
-class Decoder(Tensors):
+class Decoder(Tensors, DecoderExecutable):
     """A decoder over paged KV memory, one page table for all layers."""
 
     def __init__(
@@ -238,11 +238,6 @@ class Decoder(Tensors):
     def max_batch_tokens(self) -> int:
         """Most tokens a step may add."""
         return MAX_BATCH_TOKENS
-
-    @property
-    def prompts_apart(self) -> bool:
-        """Tokens of prompts and others are not told apart."""
-        return False
 
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
         """One step; see :class:`aicc.runtime.provider.DecoderExecutable`."""

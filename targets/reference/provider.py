@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from aicc.runtime.artifact import WEIGHTS_PATH
-from aicc.runtime.errors import MismatchError, UnsupportedError
+from aicc.runtime.errors import MismatchError, UnsupportedError, first_line
 from aicc.runtime.provider import Array, Compatibility, Device, Executable, Fit, LoadOptions
 from aicc.targets.portable import GraphDecoder, GraphExecutable, read_graph
 
@@ -37,7 +37,6 @@ class ReferenceProvider:
         Raises:
             UnsupportedError: onnxruntime cannot run a node.
         """
-
         onnxruntime = _onnxruntime()
         settings = onnxruntime.SessionOptions()
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -53,8 +52,7 @@ class ReferenceProvider:
         try:
             session: Any = onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's classes have no common base of their own
-            reason = (str(error).splitlines() or [""])[0]
-            raise UnsupportedError(f"onnxruntime cannot run {artifact.path}: {reason}") from error
+            raise UnsupportedError(f"onnxruntime cannot run {artifact.path}: {first_line(error)}.") from error
         names = [output.name for output in session.get_outputs()]
         run_settings = onnxruntime.RunOptions()
         run_settings.log_severity_level = _SILENT

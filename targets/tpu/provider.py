@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aicc.runtime.artifact import WEIGHTS_PATH
-from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError
+from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, first_line
 from aicc.runtime.manifest import decode_json
 from aicc.runtime.provider import OPTIMAL, Array, Compatibility, Device, Executable, Fit, LoadOptions
 from aicc.runtime.target import find_target
@@ -59,10 +59,10 @@ class TpuProvider:
             ResourceError: The device's memory is too small.
             IntegrityError: The layout does not describe what is there.
         """
-        folder, name = f"variants/{variant.name}", find_target(variant.target).device
+        folder, name = variant.directory, find_target(variant.target).device
         path = artifact.file(f"{folder}/{LAYOUT_FILE}")
         layout = decode_json(path.read_bytes(), path, Layout)
-        weights = artifact.weights() if artifact.has(WEIGHTS_PATH) else memoryview(b"")
+        weights = artifact.weights()
         try:
             device = _device(name)
             placed = {stored: _put(weights, stored, device, path) for p in layout.programs for stored in p.weights}
@@ -75,7 +75,7 @@ class TpuProvider:
         except RuntimeError as error:  # jax's errors are of this class
             kind = ResourceError if "RESOURCE_EXHAUSTED" in str(error) else MismatchError
             raise kind(
-                f"{artifact.path} cannot be loaded on {name}: {str(error).splitlines()[0]}.",
+                f"{artifact.path} cannot be loaded on {name}: {first_line(error)}.",
                 "Compile the model again on this machine, or for another target.",
             ) from error
         signatures, described = artifact.manifest.signatures, f"{name} (XLA, jaxlib {_version('jaxlib')})"

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aicc.runtime.artifact import Signature
-from aicc.runtime.errors import AiccError, IntegrityError, UnsupportedError, UsageError
-from aicc.runtime.provider import Array, TokenBatch
+from aicc.runtime.errors import AiccError, IntegrityError, UsageError
+from aicc.runtime.provider import DecoderExecutable, TokenBatch
 from aicc.targets.triton.driver import Driver
 from aicc.targets.triton.plan import BATCH, FIELDS, LOGITS, PAGES, TILES, VERSION, WEIGHTS, Launch, Plan, tier
 from aicc.targets.triton.steps import StepArrays, step_arrays
@@ -164,7 +164,7 @@ class OpenPlan:
                 continue  # a lost GPU gives nothing back, and has nothing any more
 
 
-class TritonDecoder:
+class TritonDecoder(DecoderExecutable):
     """A decoder over paged KV memory; see :class:`aicc.runtime.provider.DecoderExecutable`.
 
     A step that fails closes everything on the GPU. The next opens it again, with pages that hold nothing, so a
@@ -216,19 +216,6 @@ class TritonDecoder:
             self._driver.activate()
             opened.close()
             self._driver.release()
-
-    def run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """A decoder has no tensors.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise UnsupportedError("a decoder of the triton family takes tokens.", "Use Model.generate or logits.")
-
-    @property
-    def prompts_apart(self) -> bool:
-        """Tokens of prompts and others are not told apart."""
-        return False
 
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
         """One step; see :class:`aicc.runtime.provider.DecoderExecutable`.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aicc.runtime.artifact import WEIGHTS_PATH
 from aicc.runtime.errors import MismatchError, ResourceError
 from aicc.runtime.manifest import decode_json
 from aicc.runtime.provider import OPTIMAL, Compatibility, Device, Executable, Fit, LoadOptions
@@ -52,10 +51,10 @@ class TritonProvider:
         driver = next((d for d in drivers() if _takes(d.architecture, made_for)), None)
         if driver is None:
             raise MismatchError(f"there is no GPU for {made_for} on this machine.", _DRIVER)
-        folder = f"variants/{variant.name}"
+        folder = variant.directory
         path = artifact.file(f"{folder}/{PLAN_FILE}")
         plan = decode_json(path.read_bytes(), path, Plan)
-        weights = artifact.weights() if artifact.has(WEIGHTS_PATH) else memoryview(b"")
+        weights = artifact.weights()
         llm = artifact.manifest.llm
         tokens = options.kv_tokens or (llm.context_length if llm else 0)
         pages = max(1, -(-tokens // plan.page_tokens))

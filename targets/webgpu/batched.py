@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aicc.runtime.artifact import Signature
-from aicc.runtime.errors import UnsupportedError, UsageError
-from aicc.runtime.provider import Array, TokenBatch
+from aicc.runtime.errors import UsageError
+from aicc.runtime.provider import Array, DecoderExecutable, TokenBatch
 from aicc.targets.webgpu.executables import Loaded
 from aicc.targets.webgpu.launch import Launcher
 from aicc.targets.webgpu.plan import BATCH, HEADER_WORDS, LOGITS, PAGE_LIST, Plan, Rows, output_buffer
@@ -53,7 +53,7 @@ class _Batched(Loaded):
         return {name: array.view(np.float32) for name, array in found.items()}
 
 
-class WebGpuDecoder(_Batched):
+class WebGpuDecoder(_Batched, DecoderExecutable):
     """A decoder over paged KV memory."""
 
     def __init__(
@@ -76,19 +76,6 @@ class WebGpuDecoder(_Batched):
     def max_batch_tokens(self) -> int:
         """Most tokens a step may add."""
         return self._rows.tokens
-
-    def run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """A decoder has no tensors.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise UnsupportedError("a decoder of the webgpu family takes tokens.", "Use Model.generate or logits.")
-
-    @property
-    def prompts_apart(self) -> bool:
-        """Tokens of prompts and others are not told apart."""
-        return False
 
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
         """One step; see :class:`aicc.runtime.provider.DecoderExecutable`.

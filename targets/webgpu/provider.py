@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aicc.runtime.artifact import WEIGHTS_PATH
 from aicc.runtime.errors import IntegrityError, MismatchError
 from aicc.runtime.manifest import decode_json
 from aicc.runtime.provider import OPTIMAL, Compatibility, Device, Executable, Fit, LoadOptions
@@ -55,7 +54,7 @@ class WebGpuProvider:
         """
         if not adapters():
             raise MismatchError(f"{_NO_GPU}.", _DRIVER)
-        folder, manifest = f"variants/{variant.name}", artifact.manifest
+        folder, manifest = variant.directory, artifact.manifest
         path = artifact.file(f"{folder}/{PLAN_FILE}")
         plan = decode_json(path.read_bytes(), path, Plan)
         rows, llm = plan.rows, manifest.llm
@@ -63,7 +62,7 @@ class WebGpuProvider:
             raise IntegrityError(f"{path} is not the model that the manifest describes.", "Compile the model again.")
         tokens = options.kv_tokens or (llm.context_length if llm else 0)
         pages = -(-tokens // rows.page) if rows and llm else 0
-        weights = artifact.weights() if artifact.has(WEIGHTS_PATH) else memoryview(b"")
+        weights = artifact.weights()
 
         def source(name: str) -> str:
             return artifact.file(f"{folder}/{name}.wgsl").read_text()

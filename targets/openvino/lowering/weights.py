@@ -16,11 +16,10 @@ import openvino as ov
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from openvino import opset13 as op
 
+from aicc.compiler.graph_file import INLINE_BYTES
 from aicc.compiler.lowering import WeightStore
 from aicc.compiler.quantization.blockwise import BlockwiseWeight, match_blockwise
 from aicc.runtime.errors import UnsupportedError
-
-INLINE_BYTES = 1024  # smaller initializers stay in the graph
 
 ELEMENT_TYPES = {
     ir.DataType.INT4: ov.Type.i4,

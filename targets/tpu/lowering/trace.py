@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from aicc.compiler.graph_file import INLINE_BYTES
-from aicc.runtime.errors import UnsupportedError
+from aicc.runtime.errors import UnsupportedError, first_line
 from aicc.targets.tpu.lowering.operators import OPERATORS, Array, Refused
 
 _ONNX = ("", "ai.onnx")
@@ -72,10 +72,9 @@ def _compute(node: ir.Node, inputs: list[Array]) -> list[Array]:
                 raise Refused("not all its outputs are computed here")
             return results if traced else [np.asarray(each) for each in results]
     except (Refused, TypeError, ValueError, LookupError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         name = node.name or node.outputs[0].name
         raise UnsupportedError(
-            f"{node.op_type} ({name}) cannot be compiled to StableHLO: {reason.rstrip('.')}.",
+            f"{node.op_type} ({name}) cannot be compiled to StableHLO: {first_line(error)}.",
             "Compile for another target, such as openvino:cpu.",
         ) from error
 

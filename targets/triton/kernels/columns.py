@@ -20,9 +20,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from aicc.targets.triton import plan
 from aicc.targets.triton.kernels.weights import unpack
 
-FIELDS = tl.constexpr(4)  # int32 a token has in ``batch``
+FIELDS = tl.constexpr(plan.FIELDS)
 
 
 @triton.jit

@@ -60,7 +60,7 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     launches = len(plan.body[0].launches) + len(plan.head[0].launches)
     return LoweredVariant(
         files=[PLAN_FILE, *(kernel.file for kernel in binaries.kernels)],
-        requires={"architecture": target.variant, "threads_per_warp": str(binaries.chip.warp)},
+        requires={"architecture": target.variant},
         producer=producer(),
         options={"kv_cache": "float16"},
         coverage=full_coverage(imported.graph),

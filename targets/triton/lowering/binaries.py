@@ -34,7 +34,6 @@ class Chip:
         shared: Bytes of shared memory a program may have (NVIDIA's CUDA programming guide, table of technical
             specifications per compute capability; AMD's ISA documents: LDS of a workgroup).
         processors: Of a usual card, to judge when programs are too few.
-        wide: Whether a tile may have 64 columns: shared memory is large.
     """
 
     backend: str

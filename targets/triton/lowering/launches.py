@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aicc.compiler.rows import program as rows
@@ -120,8 +121,8 @@ class Planner:
         """Slots that take the buffers of the tiers before."""
         free = {key: list(reversed(numbers)) for key, numbers in self._row_buffers.items()}
         kept = {value: Place(Argument(buffer), "*fp32") for value, buffer in self._kept.items()}
-        kind = lambda value: stored_type(value, self.readers, self.compute)  # noqa: E731
-        return Slots(kind, self._new_rows, free, kept, frozenset(kept))
+        type_of = partial(stored_type, readers=self.readers, compute=self.compute)
+        return Slots(type_of, self._new_rows, free, kept, frozenset(kept))
 
     def _new_rows(self, size: int, selected: bool) -> int:
         buffer = self._buffer(f"rows.{len(self.buffers)}", Extent(size * (TIERS[-1] if selected else MAX_TOKENS)))

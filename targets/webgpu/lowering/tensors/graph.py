@@ -9,7 +9,7 @@ from math import prod
 
 import onnx_ir as ir
 
-from aicc.runtime.errors import UnsupportedError
+from aicc.runtime.errors import UnsupportedError, first_line
 from aicc.targets.webgpu.lowering.tensors import movement, pointwise, products, reductions, windows
 from aicc.targets.webgpu.lowering.tensors.builder import Builder, scalar_of, whole
 from aicc.targets.webgpu.lowering.tensors.values import NARROW, Buffer, Dispatch, Number, Refused, Shape, Stored, Value
@@ -87,9 +87,8 @@ def _refusing(what: str) -> Iterator[None]:
     try:
         yield
     except (Refused, TypeError, ValueError, LookupError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnsupportedError(
-            f"{what} has no kernel for GPUs here: {reason.rstrip('.')}.",
+            f"{what} has no kernel for GPUs here: {first_line(error)}.",
             "Compile for another target, such as openvino:cpu.",
         ) from error
 
