@@ -23,7 +23,7 @@ from aicc.targets.triton.plan import PLAN_FILE, Plan
 sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
 from miniatures import make_decoder
 from tolerances import assert_within
-from triton_plan import PlanInterpreter
+from triton_plan import PlanInterpreter, compile_nothing
 
 TARGETS = [name for name, target in all_targets().items() if target.family == "triton"]
 # A card of few processors, so that programs are few as well: the interpreter takes them one after the other.
@@ -41,17 +41,8 @@ def _write(name: str, folder: Path, **changes: int) -> tuple[Source, NDArray[np.
 
 
 def _plan(source: Source, quant: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> PlanInterpreter:
-    specs: list[binaries.Spec] = []
-
-    def note(self: binaries.Binaries, spec: binaries.Spec) -> None:
-        """Not compiled: the interpreter runs what would be."""
-        specs.append(spec)
-        Path(self.directory, "none").touch()
-        self.kernels.append(binaries.Kernel("none", spec.function.__name__, 32, 0))
-
     monkeypatch.setitem(binaries.CHIPS, "sm90", SMALL)
-    monkeypatch.setattr(binaries.Binaries, "_compile", note)
-    artifact = folder / "m.aicc"
+    specs, artifact = compile_nothing(monkeypatch), folder / "m.aicc"
     compile_model(source, "triton:sm90", artifact, quant=quant, measure=False)
     plan = msgspec.json.decode((artifact / "variants/triton-sm90" / PLAN_FILE).read_bytes(), type=Plan)
     return PlanInterpreter(plan, specs, (artifact / "weights/model.bin").read_bytes(), 12)

@@ -1,6 +1,6 @@
 """The runtime half against a fault injector in libcuda's place: what it asks for, and what it says of failures.
 
-Nothing is computed here; numbers are proven in test_triton_plan.py.
+Nothing is computed here, so no kernel is compiled; numbers are proven in test_triton_plan.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from triton_plan import compile_nothing
 
 from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
@@ -37,6 +38,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launches, "TIERS", (1,))
         patch.setattr(launches, "MAX_TOKENS", 64)
+        compile_nothing(patch)
         compile_model(Source(folder, "huggingface", "miniature"), "triton:sm90", folder / "m.aicc", quant="fp16")
     return Artifact.open(folder / "m.aicc")
 

@@ -1,14 +1,16 @@
-"""Runs a launch plan with Triton's interpreter: the plan, its buffers and its kernels, without a GPU."""
+"""Launch plans without a GPU: written without compiling a kernel, and run with Triton's interpreter."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from triton.runtime import interpreter
@@ -16,8 +18,8 @@ from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 from aicc.runtime.provider import TokenBatch
-from aicc.targets.triton.lowering.binaries import Spec
-from aicc.targets.triton.plan import BATCH, LOGITS, PAGES, TILES, WEIGHTS, Argument, Plan, Tier, tier
+from aicc.targets.triton.lowering.binaries import Binaries, Spec
+from aicc.targets.triton.plan import BATCH, LOGITS, PAGES, TILES, WEIGHTS, Argument, Kernel, Plan, Tier, tier
 from aicc.targets.triton.steps import step_arrays
 
 _TYPES = {
@@ -26,6 +28,19 @@ _TYPES = {
 
 
 _interpreted = cache(InterpretedFunction)
+
+
+def compile_nothing(patch: pytest.MonkeyPatch) -> list[Spec]:
+    """What kernels would be compiled from, in their order: their binaries have nothing in them but how they begin."""
+    specs: list[Spec] = []
+
+    def note(self: Binaries, spec: Spec) -> None:
+        specs.append(spec)
+        Path(self.directory, "none.cubin").write_bytes(b"\x7fELF")
+        self.kernels.append(Kernel("none.cubin", spec.function.__name__, spec.warps * self.chip.warp, 64 << 10))
+
+    patch.setattr(Binaries, "_compile", note)
+    return specs
 
 
 @contextmanager
