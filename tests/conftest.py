@@ -39,6 +39,12 @@ def encoder_artifact() -> Artifact:
     return _compiled("minilm-l6", "cpu")
 
 
+@pytest.fixture(scope="session")
+def reference_encoder() -> Artifact:
+    """The same for the reference family, whose results others are compared with."""
+    return _compiled("minilm-l6", "reference:cpu")
+
+
 def _compiled(model: str, target: str) -> Artifact:
     source = resolve(model)
     key = hashlib.sha256(source.path.name.encode() + source.revision.encode())
@@ -59,7 +65,7 @@ def _compiled(model: str, target: str) -> Artifact:
 
 def _makers() -> Iterator[bytes]:
     """Everything besides the source that the artifact's bytes depend on."""
-    for package in ("openvino", "onnx-ir", "onnxscript", "mobius-onnx", "ziglang"):
+    for package in ("openvino", "onnxruntime", "onnx-ir", "onnxscript", "mobius-onnx", "ziglang"):
         yield metadata.version(package).encode()
     for folder in ("compiler", "targets", "runtime"):
         for path in sorted((_ROOT / folder).rglob("*")):

@@ -9,6 +9,7 @@ import pytest
 from engine_run import EOS, Run, requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from token_batch import token_batch
 
 from aicc.runtime.errors import AiccError
 from aicc.runtime.provider import TokenBatch
@@ -20,15 +21,8 @@ def test_greedy_tokens_are_those_of_the_graph_computed_without_any_cache(make_de
     decoder = make_decoder()
     ids = [5, 17, 200]
     for _ in range(10):
-        count = len(ids)
-        batch = TokenBatch(
-            tokens=np.array(ids),
-            starts=np.array([0, count], np.int32),
-            past=np.array([0], np.int32),
-            pages=np.arange(-(-count // decoder.page_size), dtype=np.int32),
-            page_starts=np.array([0, -(-count // decoder.page_size)], np.int32),
-            logit_rows=np.array([count - 1], np.int32),
-        )
+        pages = range(-(-len(ids) // decoder.page_size))
+        batch = token_batch([ids], [0], [pages], last_rows=True)
         ids.append(int(decoder.forward(batch).argmax()))
     assert alone([5, 17, 200]) == ids[3:]
 

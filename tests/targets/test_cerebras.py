@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from miniatures import make_decoder
 
 from aicc.compiler.importers import ImportedModel, Source, import_model
 from aicc.compiler.models import pull
@@ -29,9 +29,6 @@ from aicc.targets.cerebras.mlir import write_function
 from aicc.targets.cerebras.placement import CODE_BYTES, CORE_BYTES, FABRICS, place
 from aicc.targets.cerebras.tool import find_tool, run_tool
 from aicc.targets.static_decoder import BIAS, HIDDEN
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
-from miniatures import make_decoder
 
 HALF_ERROR = 0.02  # of the largest logit: eleven bits of mantissa through a few layers
 NAMES = ("llama", "qwen3", "starcoder2")  # norms of their own kind, Gelu and biases among them

@@ -1,6 +1,5 @@
 """Encoders as native code: right at full precision, close at few bits, a sequence the same whatever is beside it."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from miniatures import ENCODERS, make_encoder
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from sentences import mean_pooled, tokens_of
@@ -17,13 +17,10 @@ from aicc.compiler.check import check_model
 from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
 from aicc.compiler.sources import resolve
-from aicc.runtime import Session, load
+from aicc.runtime import Artifact, Session, load
 from aicc.runtime.errors import UnsupportedError, UsageError
 from aicc.runtime.machine import processor
 from aicc.runtime.target import all_targets, find_target
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
-from miniatures import ENCODERS, make_encoder
 
 HERE = [t for t in all_targets().values() if t.family == "cpu" and t.runs_on(processor())]
 Inputs = dict[str, NDArray[np.int64]]
@@ -35,20 +32,16 @@ def sentences() -> Inputs:
 
 
 @pytest.fixture(scope="module")
-def reference(sentences: Inputs, tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.float32]:
+def reference(sentences: Inputs, reference_encoder: Artifact) -> NDArray[np.float32]:
     """The last hidden states of MiniLM in onnxruntime."""
-    path = tmp_path_factory.mktemp("reference") / "minilm.aicc"
-    compile_model("minilm-l6", "reference:cpu", path)
-    with load(path) as session:
+    with load(reference_encoder.path) as session:
         return session.run(sentences)["last_hidden_state"]
 
 
 @pytest.fixture(scope="module")
-def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+def exact(encoder_artifact: Artifact) -> Iterator[Session]:
     """MiniLM at float32."""
-    path = tmp_path_factory.mktemp("fp32") / "minilm.aicc"
-    compile_model("minilm-l6", "cpu", path)
-    with load(path) as session:
+    with load(encoder_artifact.path) as session:
         yield session
 
 

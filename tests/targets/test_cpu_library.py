@@ -20,7 +20,6 @@ from aicc.runtime.target import find_target
 from aicc.targets.cpu.lowering.library import write_library
 from aicc.targets.cpu.lowering.toolchain import MACHINES
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
 
 from miniatures import make_decoder

@@ -20,7 +20,6 @@ from aicc.runtime.manifest import encode_manifest
 from aicc.runtime.target import all_targets, find_target, find_targets
 from aicc.targets.cpu.lowering.toolchain import compile_library
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
 from aicc_command import run_aicc
 from miniatures import make_decoder

@@ -1,22 +1,19 @@
 """Miniatures of every decoder architecture through the whole pipeline, against transformers."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from miniatures import DECODERS, make_decoder
 from numpy.typing import NDArray
+from token_batch import token_batch
+from tolerances import assert_within
 
 from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
 from aicc.runtime import Model, load
 from aicc.runtime.errors import UnsupportedError
-from aicc.runtime.provider import TokenBatch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
-from miniatures import DECODERS, make_decoder
-from tolerances import assert_within
 
 TARGETS = ("openvino:cpu", "cpu")
 CAPPED = ("gemma2",)  # soft-caps its attention scores, which OpenVINO's paged kernel cannot
@@ -39,12 +36,7 @@ def _step(
     model: Model, tokens: list[NDArray[np.int64]], past: list[int], pages: list[list[int]]
 ) -> NDArray[np.float32]:
     """Logits of every new token of several sequences in one step."""
-    starts = np.cumsum([0, *map(len, tokens)]).astype(np.int32)
-    ends = np.cumsum([0, *map(len, pages)]).astype(np.int32)
-    flat = np.concatenate(tokens)
-    owned = np.concatenate(pages).astype(np.int32)
-    batch = TokenBatch(flat, starts, np.array(past, np.int32), owned, ends, np.arange(len(flat), dtype=np.int32))
-    return model._executable.forward(batch).copy()  # type: ignore[attr-defined]
+    return model._executable.forward(token_batch(tokens, past, pages)).copy()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("target", "name"), CASES)

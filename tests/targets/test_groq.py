@@ -2,7 +2,6 @@
 
 import os
 import stat
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from miniatures import make_decoder
 from onnx import helper, numpy_helper
 
 from aicc.cli.main import main
@@ -27,9 +27,6 @@ from aicc.targets.groq.lowering import commands, lower
 from aicc.targets.groq.partition import partition
 from aicc.targets.portable import Evaluate
 from aicc.targets.static_decoder import BIAS, HIDDEN
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
-from miniatures import make_decoder
 
 HALF_ERROR = 0.02  # of the largest logit: eleven bits of mantissa through a few layers
 TOKENS = 5

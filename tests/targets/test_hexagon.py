@@ -10,8 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from miniatures import make_decoder
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from pictures import picture
 from sentences import SENTENCES, mean_pooled
 from tokenizers import Tokenizer
 from tolerances import TOLERANCES, assert_within, cosine
@@ -26,9 +28,6 @@ from aicc.runtime.machine import Memory
 from aicc.runtime.provider import Fit
 from aicc.runtime.target import find_target
 from aicc.targets.hexagon.provider import HexagonProvider
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
-from miniatures import make_decoder
 
 pytest.importorskip("onnxruntime_qnn", reason="the extra `hexagon` is not installed")
 from aicc.targets.hexagon import lowering  # which asks for the extra
@@ -59,17 +58,10 @@ def _states(path: Path, tokens: Inputs, device: str | None = None) -> NDArray[np
     return np.concatenate([row["last_hidden_state"] for row in rows])
 
 
-def _embedding_cosine(path: Path, tokens: Inputs, reference: Path, device: str | None = None) -> float:
+def _embedding_cosine(path: Path, tokens: Inputs, reference: Artifact, device: str | None = None) -> float:
     mask = tokens["attention_mask"]
-    found, expected = (mean_pooled(_states(*each), mask) for each in ((path, tokens, device), (reference, tokens)))
+    found, expected = (mean_pooled(_states(*each), mask) for each in ((path, tokens, device), (reference.path, tokens)))
     return cosine(found, expected)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("reference") / "minilm.aicc"
-    compile_model("minilm-l6", "reference:cpu", path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -80,29 +72,27 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_embeddings_point_where_the_sources_do(minilm: Path, reference: Path) -> None:
+def test_embeddings_point_where_the_sources_do(minilm: Path, reference_encoder: Artifact) -> None:
     tokens = _tokens(list(SENTENCES[:3]), 16)
     for device in ("hexagon:htp75", "hexagon:htp81"):
-        assert _embedding_cosine(minilm, tokens, reference, device) >= TOLERANCES["cosine"]["embeddings_hexagon"]
+        assert (
+            _embedding_cosine(minilm, tokens, reference_encoder, device) >= TOLERANCES["cosine"]["embeddings_hexagon"]
+        )
 
 
 @pytest.mark.full
-def test_fifty_sentences_point_where_the_sources_do_on_two_generations(reference: Path, tmp_path: Path) -> None:
+def test_fifty_sentences_point_where_the_sources_do_on_two_generations(
+    reference_encoder: Artifact, tmp_path: Path
+) -> None:
     text = (Path(__file__).parents[2] / "compiler/data/heldout.txt").read_text()
     lines = [s.strip() + "." for s in text.replace("\n", " ").split(".") if 20 < len(s) < 110]
     path = tmp_path / "m.aicc"
     compile_model("minilm-l6", "hexagon:htp75,hexagon:htp81", path, sizes={"sequence_len": 32})
     tokens = _tokens(lines[:50], 32)
     for device in ("hexagon:htp75", "hexagon:htp81"):
-        found = _embedding_cosine(path, tokens, reference, device)
+        found = _embedding_cosine(path, tokens, reference_encoder, device)
         print(f"{device}: smallest cosine {found:.5f}")
         assert found >= TOLERANCES["cosine"]["embeddings_hexagon"]
-
-
-def _picture(*shape: int) -> NDArray[np.float32]:
-    y, x = np.mgrid[0 : shape[-2], 0 : shape[-1]]
-    base = np.sin(x / 7) + np.cos(y / 5) + ((x // 16 + y // 16) % 2)
-    return np.broadcast_to((base / 3).astype(np.float32), shape).copy()
 
 
 @pytest.mark.parametrize(
@@ -125,9 +115,9 @@ def test_a_vision_model_gives_the_probabilities_of_its_source(
 ) -> None:
     compile_model(model, HTP, tmp_path / "m.aicc", sizes=sizes)
     source = onnxruntime.InferenceSession(resolve(model).path)
-    (expected,) = source.run(None, {"x": _picture(*shape)})
+    (expected,) = source.run(None, {"x": picture(*shape)})
     with load(tmp_path / "m.aicc") as session:
-        (found,) = session.run({"x": _picture(*shape)}).values()
+        (found,) = session.run({"x": picture(*shape)}).values()
     print(f"{model}: largest difference of a probability {np.abs(found - expected).max():.5f}")
     assert_within("half", found, expected)
 
@@ -189,7 +179,7 @@ def test_on_request_the_processor_runs_what_the_chip_refuses_and_the_report_says
     }  # fmt: skip
     assert rows["Atanh"].reason == "Qualcomm's compiler does not take my_Atanh"
     assert any("2 piece(s) on the chip and 1,024 bytes to and from it" in note for note in report.notes)
-    x = _picture(8, 16)
+    x = picture(8, 16)
     with load(tmp_path / "m.aicc") as session:
         assert "the processor" in session.device
         (found,) = session.run({"v0": x}).values()

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from token_batch import token_batch
 from tolerances import TOLERANCES, cosine
 
 from aicc.compiler.evaluate import measure_quality
@@ -19,7 +20,6 @@ from aicc.compiler.pipeline import compile_model
 from aicc.compiler.sources import resolve
 from aicc.runtime import Model, load
 from aicc.runtime.artifact import Artifact
-from aicc.runtime.provider import TokenBatch
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 CASES = json.loads((GOLDEN / "smollm2-135m-instruct.json").read_text())
@@ -91,16 +91,7 @@ def test_the_plugin_fuses_norms_rotations_attention_and_keeps_weights_compressed
 
 def _forward(model: Model, sequences: list[list[int]], past: list[int], pages: list[list[int]]) -> NDArray[np.float32]:
     """Last-token logits of several sequences in one step."""
-    starts = np.cumsum([0, *map(len, sequences)]).astype(np.int32)
-    batch = TokenBatch(
-        np.concatenate(sequences).astype(np.int64),
-        starts,
-        np.array(past, np.int32),
-        np.concatenate(pages).astype(np.int32),
-        np.cumsum([0, *map(len, pages)]).astype(np.int32),
-        starts[1:] - 1,
-    )
-    return model._executable.forward(batch).copy()
+    return model._executable.forward(token_batch(sequences, past, pages, last_rows=True)).copy()
 
 
 def test_sequences_in_one_batch_do_not_see_each_other(exact: Model) -> None:

@@ -1,6 +1,5 @@
 """Decoders as graphs of fixed shapes in simple operators, the cache kept by the host, against transformers."""
 
-import sys
 from pathlib import Path
 
 import msgspec
@@ -9,6 +8,9 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from miniatures import make_decoder
+from token_batch import token_batch
+from tolerances import assert_within
 
 from aicc.compiler.facts import graph_signatures
 from aicc.compiler.importers import ImportedModel, Source, import_model
@@ -21,10 +23,6 @@ from aicc.runtime.provider import TokenBatch
 from aicc.runtime.target import find_target
 from aicc.targets.portable import Evaluate
 from aicc.targets.static_decoder import StaticDecoder, Step
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
-from miniatures import make_decoder
-from tolerances import assert_within
 
 # Windows, capped scores, half of each head turned, normalised heads, means and Gelu: each a rule of its own.
 NAMES = ("llama", "gemma3", "gemma2", "phi3", "qwen3", "starcoder2")
@@ -53,9 +51,7 @@ def _decoder(imported: ImportedModel, *contexts: int) -> StaticDecoder:
 
 def _batch(tokens: np.ndarray, past: int, page: int = 0) -> TokenBatch:
     """One sequence in three pages of 16, all its logits wanted."""
-    starts, pages = np.array([0, len(tokens)], np.int32), np.arange(page, page + 3, dtype=np.int32)
-    rows = np.arange(len(tokens), dtype=np.int32)
-    return TokenBatch(tokens, starts, np.array([past], np.int32), pages, np.array([0, 3], np.int32), rows)
+    return token_batch([tokens], [past], [range(page, page + 3)])
 
 
 @pytest.mark.parametrize("contexts", [(CONTEXT,), (8, 16, CONTEXT)], ids=["one context", "several contexts"])

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from miniatures import make_decoder
 from sentences import tokens_of
 from tolerances import TOLERANCES
 
@@ -32,9 +33,6 @@ from aicc.runtime.generator import Model
 from aicc.runtime.provider import Fit, LoadOptions
 from aicc.runtime.target import find_target, load_object
 from aicc.targets.tpu.layout import LAYOUT_FILE, Layout
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
-from miniatures import make_decoder
 
 LIMIT = TOLERANCES["difference"]["tpu"]
 PROMPT = "The capital of France is Paris, and the capital of Italy is"

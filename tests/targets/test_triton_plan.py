@@ -1,7 +1,6 @@
 """Decoders as launch plans: run whole in Triton's interpreter, and compiled for every architecture."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,21 +8,19 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from miniatures import make_decoder
 from numpy.typing import NDArray
+from token_batch import token_batch
+from tolerances import assert_within
+from triton_plan import PlanInterpreter, compile_nothing
 
 from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
 from aicc.runtime import load
-from aicc.runtime.provider import TokenBatch
 from aicc.runtime.target import all_targets
 from aicc.targets.triton import lowering
 from aicc.targets.triton.lowering import binaries, launches
 from aicc.targets.triton.plan import PLAN_FILE, Plan
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
-from miniatures import make_decoder
-from tolerances import assert_within
-from triton_plan import PlanInterpreter, compile_nothing
 
 TARGETS = [name for name, target in all_targets().items() if target.family == "triton"]
 # A card of few processors, so that programs are few as well: the interpreter takes them one after the other.
@@ -52,11 +49,7 @@ def _step(
     plan: PlanInterpreter, tokens: list[NDArray[np.int64]], past: list[int], pages: list[list[int]]
 ) -> NDArray[np.float32]:
     """Logits of every new token of several sequences in one step."""
-    starts = np.cumsum([0, *map(len, tokens)]).astype(np.int32)
-    ends = np.cumsum([0, *map(len, pages)]).astype(np.int32)
-    flat, owned = np.concatenate(tokens), np.concatenate(pages).astype(np.int32)
-    rows = np.arange(len(flat), dtype=np.int32)
-    return plan.forward(TokenBatch(flat, starts, np.array(past, np.int32), owned, ends, rows))
+    return plan.forward(token_batch(tokens, past, pages))
 
 
 def _full(name: str) -> object:

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
+from miniatures import make_decoder
+from token_batch import token_batch
 from triton_plan import compile_nothing
 
 from aicc.compiler.importers import Source
@@ -26,9 +27,6 @@ from aicc.targets.triton.executable import TritonDecoder, check
 from aicc.targets.triton.lowering import launches
 from aicc.targets.triton.plan import PLAN_FILE, Plan
 from aicc.targets.triton.provider import TritonProvider
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
-from miniatures import make_decoder
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +84,7 @@ def _load(artifact: Artifact) -> TritonDecoder:
 
 
 def _batch(tokens: int) -> TokenBatch:
-    ints = lambda *values: np.array(values, np.int32)  # noqa: E731
-    pages = -(-tokens // 32)
-    return TokenBatch(
-        np.arange(3, 3 + tokens), ints(0, tokens), ints(0), ints(*range(pages)), ints(0, pages), ints(tokens - 1)
-    )
+    return token_batch([range(3, 3 + tokens)], [0], [range(-(-tokens // 32))], last_rows=True)
 
 
 def test_a_decoded_token_is_one_submission_and_a_prompt_its_launches(artifact: Artifact, faults: ctypes.CDLL) -> None:

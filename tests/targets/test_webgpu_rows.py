@@ -1,17 +1,19 @@
 """Decoders and encoders on a GPU, which here is one that Mesa simulates: as close to their source as float32 is."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 import torch
+from miniatures import ENCODERS, make_decoder, make_encoder
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from sentences import mean_pooled, tokens_of
+from token_batch import token_batch
 from tolerances import TOLERANCES, assert_within, cosine
 
 from aicc.compiler.check import check_model
@@ -21,13 +23,10 @@ from aicc.compiler.pipeline import compile_model
 from aicc.compiler.sources import resolve
 from aicc.runtime import Artifact, Model, Session, load
 from aicc.runtime.errors import ResourceError, UnsupportedError, UsageError
-from aicc.runtime.provider import Fit, TokenBatch
+from aicc.runtime.provider import Fit
 from aicc.runtime.target import find_target
 from aicc.targets.webgpu.device import adapters, is_simulated
 from aicc.targets.webgpu.provider import WebGpuProvider
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
-from miniatures import ENCODERS, make_decoder, make_encoder
 
 if not adapters():
     pytest.skip(
@@ -43,15 +42,7 @@ Rows = NDArray[np.float32]
 
 def step(model: Model, tokens: list[NDArray[np.int64]], past: list[int], pages: list[list[int]]) -> Rows:
     """Logits of every new token of several sequences in one step."""
-    batch = TokenBatch(
-        np.concatenate(tokens),
-        np.cumsum([0, *map(len, tokens)]).astype(np.int32),
-        np.array(past, np.int32),
-        np.concatenate(pages).astype(np.int32),
-        np.cumsum([0, *map(len, pages)]).astype(np.int32),
-        np.arange(sum(map(len, tokens)), dtype=np.int32),
-    )
-    return model._executable.forward(batch).copy()  # type: ignore[attr-defined]
+    return model._executable.forward(token_batch(tokens, past, pages)).copy()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -148,10 +139,9 @@ def test_a_simulated_gpu_is_said_to_be_one_and_quality_is_not_measured_on_it(smo
 def test_a_batch_that_makes_no_sense_is_an_error_and_the_model_goes_on(
     smollm2: Model, change: dict[str, Any], said: str
 ) -> None:
-    zero, one = np.array([0], np.int32), np.array([0, 1], np.int32)
-    fields = {"tokens": np.array([5]), "starts": one, "past": zero, "pages": zero + 7, "page_starts": one}
+    batch = msgspec.structs.replace(token_batch([[5]], [0], [[7]]), **change)
     with pytest.raises(UsageError, match=said):
-        smollm2._executable.forward(TokenBatch(**(fields | {"logit_rows": zero} | change)))  # type: ignore[attr-defined]
+        smollm2._executable.forward(batch)  # type: ignore[attr-defined]
     assert np.isfinite(step(smollm2, [np.array([5])], [0], [[7]])).all()
 
 
@@ -188,10 +178,9 @@ def states(session: Session, inputs: dict[str, NDArray[np.int64]]) -> Rows:
 
 
 def test_a_real_encoder_gives_its_sources_embeddings_at_any_batch_and_length(
-    minilm: Session, sentences: dict[str, NDArray[np.int64]], tmp_path: Path
+    minilm: Session, sentences: dict[str, NDArray[np.int64]], reference_encoder: Artifact
 ) -> None:
-    compile_model("minilm-l6", "reference:cpu", tmp_path / "m.aicc")
-    with load(tmp_path / "m.aicc") as session:
+    with load(reference_encoder.path) as session:
         expected = states(session, sentences)
     mask = sentences["attention_mask"]
     found = states(minilm, sentences)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+from pictures import picture
 from tolerances import TOLERANCES, assert_within
 
 from aicc.compiler.check import check_model
@@ -45,13 +46,6 @@ def plan_of(path: Path) -> Plan:
     artifact = Artifact.open(path)
     (variant,) = artifact.manifest.variants
     return msgspec.json.decode(artifact.file(f"variants/{variant.name}/{PLAN_FILE}").read_bytes(), type=Plan)
-
-
-def picture(*shape: int) -> NDArray[np.float32]:
-    """Something with edges and gradients, the same every time."""
-    y, x = np.mgrid[0 : shape[-2], 0 : shape[-1]]
-    base = np.sin(x / 7) + np.cos(y / 5) + ((x // 16 + y // 16) % 2)
-    return np.broadcast_to((base / 3).astype(np.float32), shape).copy()
 
 
 def strokes(*shape: int) -> NDArray[np.float32]:
