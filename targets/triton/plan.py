@@ -8,39 +8,16 @@ but for a few sizes with names: ``tokens`` and ``wanted`` of a step, ``tiles`` o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
+
+from aicc.targets.launch_plan import Count, Extent, Positive
 
 PLAN_FILE = "plan.json"
 VERSION = 1
 WEIGHTS, BATCH, PAGES, TILES, LOGITS = range(5)  # numbers of the first buffers
 FIELDS = 4  # int32 a token has in the buffer BATCH: token, position, sequence, wanted row
-
-Count = Annotated[int, msgspec.Meta(ge=0)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-
-
-class Extent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A number that is fixed, or grows with a size: ``times * ceil(size / per)``.
-
-    Attributes:
-        times: The number, or the factor.
-        of: Name of the size; empty if the number is fixed.
-        per: How much of the size one of ``times`` is for.
-    """
-
-    times: Count
-    of: str = ""
-    per: Positive = 1
-
-    def value(self, sizes: Mapping[str, int]) -> int:
-        """The number when the sizes are known."""
-        return self.times * -(-sizes[self.of] // self.per) if self.of else self.times
-
-
-ONE = Extent(1)
 
 
 class Buffer(msgspec.Struct, frozen=True):

@@ -7,12 +7,12 @@ sizes of buffers and numbers of workgroups may grow with one of them (:class:`Ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
 
 from aicc.runtime.artifact import TensorSpec
+from aicc.targets.launch_plan import Count, Extent, Positive
 
 PLAN_FILE = "plan.json"
 VERSION = 1
@@ -21,29 +21,6 @@ VERSION = 1
 # results are wanted, then arrays of Rows.tokens each: position, keys, pages, first, wanted, and every input.
 BATCH, PAGE_LIST, LOGITS = "batch", "pages", "logits"
 HEADER_WORDS = 4
-
-Count = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class Extent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A number that is fixed, or grows with a size: ``times * ceil(size / per)``.
-
-    Attributes:
-        times: The number, or the factor.
-        of: Name of the size; empty if the number is fixed.
-        per: How much of the size one of ``times`` is for.
-    """
-
-    times: Count
-    of: str = ""
-    per: Annotated[int, msgspec.Meta(ge=1)] = 1
-
-    def value(self, sizes: Mapping[str, int]) -> int:
-        """The number when the sizes are known."""
-        return self.times * -(-sizes[self.of] // self.per) if self.of else self.times
-
-
-ONE = Extent(1)
 
 
 class Buffer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -123,9 +100,9 @@ class Rows(msgspec.Struct, frozen=True):
         outputs: Names of an encoder's outputs and their columns; see :func:`output_buffer`.
     """
 
-    tokens: Annotated[int, msgspec.Meta(ge=1)]
-    context: Annotated[int, msgspec.Meta(ge=1)]
-    page: Annotated[int, msgspec.Meta(ge=1)]
+    tokens: Positive
+    context: Positive
+    page: Positive
     vocab: Count = 0
     inputs: tuple[str, ...] = ()
     limits: tuple[Count, ...] = ()

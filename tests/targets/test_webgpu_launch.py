@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError
+from aicc.targets.launch_plan import ONE, Extent
 from aicc.targets.webgpu import launch
 from aicc.targets.webgpu.device import adapters
 from aicc.targets.webgpu.launch import Launcher
-from aicc.targets.webgpu.plan import ONE, Buffer, Extent, Kernel, Pipeline, Plan, Step
+from aicc.targets.webgpu.plan import Buffer, Kernel, Pipeline, Plan, Step
 
 if not adapters():
     pytest.skip(

@@ -10,6 +10,7 @@ from typing import Any
 from aicc.compiler.rows import program as rows
 from aicc.compiler.rows.fuse import Part, Step, uses
 from aicc.compiler.rows.program import Op, Program, Value
+from aicc.targets.launch_plan import ONE, Extent
 from aicc.targets.triton.kernels.decode_attention import decode_attention
 from aicc.targets.triton.kernels.matmul import matmul
 from aicc.targets.triton.kernels.matvec import matvec
@@ -21,20 +22,7 @@ from aicc.targets.triton.lowering.groups import Group, groups, piece_width
 from aicc.targets.triton.lowering.order import head_orders
 from aicc.targets.triton.lowering.pack import Form, Packed, Packer
 from aicc.targets.triton.lowering.slots import Slots, stored_type
-from aicc.targets.triton.plan import (
-    BATCH,
-    FIELDS,
-    ONE,
-    PAGES,
-    TILES,
-    VERSION,
-    Argument,
-    Buffer,
-    Extent,
-    Launch,
-    Plan,
-    Tier,
-)
+from aicc.targets.triton.plan import BATCH, FIELDS, PAGES, TILES, VERSION, Argument, Buffer, Launch, Plan, Tier
 
 TIERS = (1, 16, 64)  # rows of steps whose queries are taken one by one; more is a prompt
 MAX_TOKENS = 2048

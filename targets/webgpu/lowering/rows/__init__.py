@@ -2,7 +2,7 @@
 
 forms.py        weight matrices as kernels read them
 expressions.py  what a step computes beside products and attention
-kernels.py      the kernels of a step; their templates are in wgsl/
+kernels.py      the kernels of a step; their templates are in ../wgsl/
 assemble.py     the launch plan
 """
 

@@ -9,24 +9,25 @@ import numpy as np
 from aicc.compiler.lowering import WeightStore
 from aicc.compiler.rows.fuse import Step
 from aicc.compiler.rows.program import Angles, Heads, Matrix, Program, Value, Vector
+from aicc.targets.launch_plan import Extent
 from aicc.targets.webgpu import plan
 from aicc.targets.webgpu.lowering.rows.expressions import stride
 from aicc.targets.webgpu.lowering.rows.forms import pack_matrix
-from aicc.targets.webgpu.lowering.rows.kernels import PAGE, WORKGROUP_BYTES, Dispatch, Kernels
-from aicc.targets.webgpu.plan import BATCH, HEADER_WORDS, LOGITS, PAGE_LIST, Extent
+from aicc.targets.webgpu.lowering.rows.kernels import MOST_ROWS, PAGE, WORKGROUP_BYTES, Dispatch, Kernels
+from aicc.targets.webgpu.plan import BATCH, HEADER_WORDS, LOGITS, PAGE_LIST
 
 KV_BYTES = {"float16": 2, "float32": 4}
 _BOUND = 1 << 27  # bytes of a buffer that every device binds
 _BINDINGS = 8  # storage buffers of a kernel that every device has
-_LARGEST_BATCH, _ROWS = 256, 32  # tokens of a run: at most, and a multiple of
+_LARGEST_BATCH = 256  # tokens of a run
 
 
 def batch_tokens(program: Program) -> int:
     """Most tokens of a run: the logits of all of them are one buffer, and a sequence of an encoder is one run."""
     if not program.generates:
-        return -(-max(_LARGEST_BATCH, program.context) // _ROWS) * _ROWS
-    fitting = _BOUND // (4 * program.vocab) // _ROWS * _ROWS
-    return max(_ROWS, min(_LARGEST_BATCH, fitting))
+        return -(-max(_LARGEST_BATCH, program.context) // MOST_ROWS) * MOST_ROWS
+    fitting = _BOUND // (4 * program.vocab) // MOST_ROWS * MOST_ROWS
+    return max(MOST_ROWS, min(_LARGEST_BATCH, fitting))
 
 
 class Assembler:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from aicc.compiler.rows import program as ops
 from aicc.compiler.rows.program import Matrix, Op, Value
 from aicc.targets.webgpu.lowering.rows.forms import CHUNK, matrix_form
-from aicc.targets.webgpu.lowering.rows.text import filled, number, template
+from aicc.targets.webgpu.lowering.text import filled, number, template
 
 THREADS = 128  # of a workgroup; every device has as many
 _FUNCTIONS = {

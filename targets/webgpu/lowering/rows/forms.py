@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 
 from aicc.compiler.quantization.blockwise import BlockwiseWeight
 from aicc.compiler.rows.matrix import Matrix, read_float, stored_float
-from aicc.targets.webgpu.lowering.rows.text import filled, template
+from aicc.targets.webgpu.lowering.text import filled, template
 
 CHUNK = 32  # columns that a kernel takes at once; matrices are padded with zeros to a multiple of them
 _FLOATS = {ir.DataType.FLOAT: "f32", ir.DataType.FLOAT16: "f16", ir.DataType.BFLOAT16: "bf16"}
 _VECTORS = {"q4": 1, "q8": 2, "f16": 4, "bf16": 4, "f32": 8}  # vec4u of a chunk
+_HALVES = {  # four weights of two words; bfloat16 is the upper half of float32
+    "f16": "vec4f(unpack2x16float(first), unpack2x16float(second))",
+    "bf16": "bitcast<vec4f>(vec4u(first << 16, first & 0xffff0000, second << 16, second & 0xffff0000))",
+}
 _STORED_ZERO = {ir.DataType.INT4: 8, ir.DataType.INT8: 128}  # added, so that what is stored has no sign
 
 
@@ -23,7 +27,7 @@ class Form:
     """How a matrix lies in memory.
 
     Attributes:
-        values: Name of the file in ``wgsl/`` that reads it.
+        values: ``q4``, ``q8``, ``f16``, ``bf16`` or ``f32``; a file in ``wgsl/`` reads each, one both halves.
         rows: Its rows.
         chunks: Chunks of 32 columns.
         groups: Scales of a row; 0 if it is not quantised.
@@ -56,7 +60,11 @@ class Form:
                 *(f"    {line}" for line in self._scale(n)),
                 "}",
             ]
-        return "\n".join([*lines, "", filled(template(self.values), n=n)])
+        if self.values in _HALVES:
+            reader = filled(template("halves"), n=n, four=_HALVES[self.values])
+        else:
+            reader = filled(template(self.values), n=n)
+        return "\n".join([*lines, "", reader])
 
     def _scale(self, n: int) -> list[str]:
         if self.offset:

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from aicc.compiler.rows.fuse import Part, Step
 from aicc.compiler.rows.program import Attend, Heads, Program
 from aicc.runtime.errors import UnsupportedError
+from aicc.targets.launch_plan import ONE, Extent
 from aicc.targets.webgpu.lowering.rows.expressions import THREADS, Binding, Body, stride
 from aicc.targets.webgpu.lowering.rows.forms import CHUNK, matrix_form
-from aicc.targets.webgpu.lowering.rows.text import constants, filled, template
-from aicc.targets.webgpu.plan import HEADER_WORDS, ONE, Extent
+from aicc.targets.webgpu.lowering.text import constants, filled, template
+from aicc.targets.webgpu.plan import HEADER_WORDS
 
 PAGE = 16  # tokens of a page of keys and values
 WORKGROUP_BYTES = 16384  # of workgroup memory that every device has
-ROWS_MULTIPLE = 32  # buffers have whole numbers of the most rows of a workgroup
+MOST_ROWS = 32  # of a workgroup; buffers have whole numbers of as many
 _FEW = (1, 4)  # rows whose products go through the weights once
 _KEYS = 64  # keys of a block of attention
 _SUMS = 1024  # floats that a workgroup of attention adds up
@@ -144,8 +145,8 @@ class Kernels:
         )
         private = "var<private> unit: u32;\nvar<private> first_row: u32;"
         functions = "\n\n".join(body.functions)
-        used = [name for name in ("sigmoid", "silu", "hyperbolic", "error_function", "gelu") if name in functions]
-        shared = [template("functions")] if used else []
+        named = any(name in functions for name in ("sigmoid", "silu", "hyperbolic", "error_function", "gelu"))
+        shared = [template("error_function"), template("functions")] if named else []
         cache = [_PAIRS[self._kv]] if caches else []
         declared = _declared(body.bindings)
         return "\n\n".join(

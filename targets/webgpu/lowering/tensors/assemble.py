@@ -7,6 +7,7 @@ import numpy as np
 from aicc.compiler.lowering import WeightStore
 from aicc.compiler.weights import tensor_bytes
 from aicc.runtime.artifact import TensorSpec
+from aicc.targets.launch_plan import ONE, Extent
 from aicc.targets.webgpu import plan
 from aicc.targets.webgpu.lowering.tensors.graph import Kernels, Port
 from aicc.targets.webgpu.lowering.tensors.values import Buffer
@@ -26,7 +27,7 @@ def assemble(kernels: Kernels, weights: WeightStore) -> tuple[plan.Plan, dict[st
 
     def add(size: int, *buffers: Buffer, constant: int = -1) -> None:
         numbers.update(dict.fromkeys(buffers, len(made)))
-        made.append(plan.Buffer(f"buffer{len(made)}", plan.Extent(size), constant))
+        made.append(plan.Buffer(f"buffer{len(made)}", Extent(size), constant))
 
     ports = [port.buffer for port in (*kernels.inputs, *kernels.outputs)]
     for buffer in ports:
@@ -46,7 +47,7 @@ def assemble(kernels: Kernels, weights: WeightStore) -> tuple[plan.Plan, dict[st
         if key not in pipelines:
             pipelines[key] = len(pipelines)
             sources[f"kernel{len(sources)}"] = dispatch.wgsl
-        groups = (plan.Extent(dispatch.groups[0]), plan.Extent(dispatch.groups[1]), plan.ONE)
+        groups = (Extent(dispatch.groups[0]), Extent(dispatch.groups[1]), ONE)
         bindings = tuple(numbers[buffer] for buffer in dispatch.buffers)
         steps.append(plan.Step(dispatch.label, bindings, (plan.Kernel(pipelines[key], groups),)))
     largest = max((buffer.bytes.times for buffer in made), default=0)

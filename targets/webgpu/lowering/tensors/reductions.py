@@ -200,10 +200,6 @@ def _start(how: str, x: Value) -> str:
     return literal(how == "product", x.scalar)
 
 
-def _normalised(axes: Sequence[int], x: Value) -> list[int]:
-    return [axis % len(x.shape) for axis in axes]
-
-
 def _reduction(how: str, part: str = "{x}", finish: str = "{x}") -> Callable[..., Value]:
     def lower(b: Builder, a: Attributes, x: Value, axes: Value | None = None) -> Value:
         only(NUMBERS if how in ("max", "min") else WIDE if part == finish else FLOATS, x)
@@ -221,7 +217,7 @@ def _chosen(a: Attributes, x: Value, axes: Value | None) -> list[int] | None:
     chosen = axes_of(a, axes)
     if not chosen and a.get_int("noop_with_empty_axes", 0):
         return None
-    return _normalised(chosen or range(len(x.shape)), x)
+    return [axis % len(x.shape) for axis in chosen or range(len(x.shape))]
 
 
 def _refuse_nothing(x: Value) -> None:

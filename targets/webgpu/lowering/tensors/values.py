@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from aicc.targets.webgpu.lowering.text import template
+
 GROUP = 64  # threads of a workgroup, which every device has
 MOST_GROUPS = 65535  # along one axis of a dispatch
 Shape = tuple[int, ...]
@@ -38,22 +40,6 @@ NARROW = {
     ir.DataType.UINT8: "i32(extractBits({b}[{i} >> 2u], u32({i} & 3) * 8u, 8u))",
     ir.DataType.INT4: "extractBits(bitcast<i32>({b}[{i} >> 3u]), u32({i} & 7) * 4u, 4u)",
     ir.DataType.UINT4: "i32(extractBits({b}[{i} >> 3u], u32({i} & 7) * 4u, 4u))",
-}
-
-
-# Functions that kernels have when they name them. Near 0 the error function's series; elsewhere 7.1.26 of Abramowitz
-# and Stegun's handbook, whose error is below 1.5e-7.
-_FUNCTIONS = {
-    "error_function": """fn error_function(x: f32) -> f32 {
-  let a = abs(x);
-  let s = a * a;
-  if (a < 0.5) {
-    return x * (1.1283792f + s * (-0.37612638f + s * (0.11283792f + s * (-0.026866171f + s * 0.0052239776f))));
-  }
-  let t = 1.0 / (1.0 + 0.3275911f * a);
-  let tail = t * (0.25482959f + t * (-0.28449674f + t * (1.4214137f + t * (-1.4531520f + t * 1.0614054f))));
-  return sign(x) * (1.0 - tail * exp(-s));
-}"""
 }
 
 
@@ -192,7 +178,7 @@ class Kernel:
             "        @builtin(local_invocation_index) lane: u32) {"
         )
         body = "\n".join([head, *self._lines, "}", ""])
-        named = [text for name, text in _FUNCTIONS.items() if f"{name}(" in body]
+        named = [template("error_function")] if "error_function(" in body else []
         text = "\n".join([*declared, *named, *self._functions, body])
         return Dispatch(label, text, [*self._buffers, self.target], (across, -(-self.groups // max(across, 1))))
 

@@ -1,4 +1,4 @@
-"""WGSL as text: the kernels' templates, literals, and names that any model file may have."""
+"""WGSL as text: the kernels' templates, and literals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// 32 weights of row `row` of the matrix: IEEE half precision.
+// 32 weights of row `row` of the matrix: two in each word.
 fn chunk_$n(row: u32, chunk: u32) -> array<vec4f, 8> {
     let at = 4u * (row * CHUNKS_$n + chunk);
     let a = matrix_$n[at];
@@ -12,5 +12,5 @@ fn chunk_$n(row: u32, chunk: u32) -> array<vec4f, 8> {
 }
 
 fn four_$n(first: u32, second: u32) -> vec4f {
-    return vec4f(unpack2x16float(first), unpack2x16float(second));
+    return $four;
 }
