@@ -168,14 +168,8 @@ def _write(writer: _Writer, node: ir.Node) -> None:
     def emit(name: str, *operands: tuple[str, str]) -> None:
         writer.names[out] = writer.op(name, operands, shape, dtype)
 
-    one, none, false = (
-        (writer.constant("int", "1"), "!torch.int"),
-        (writer.constant("none"), "!torch.none"),
-        (
-            writer.constant("bool", "false"),
-            "!torch.bool",
-        ),
-    )
+    one, none = (writer.constant("int", "1"), "!torch.int"), (writer.constant("none"), "!torch.none")
+    false = (writer.constant("bool", "false"), "!torch.bool")
     first = _operand(writer, inputs[0]) if inputs else ("", "")
     axis = node.attributes.get_int("axis", -1)
     if not inputs:
@@ -194,11 +188,8 @@ def _write(writer: _Writer, node: ir.Node) -> None:
     elif kind in ("Reshape", "Unsqueeze", "Squeeze", "Flatten"):
         emit("view_copy", first, (writer.ints(shape), "!torch.list<int>"))
     elif kind == "Transpose":
-        emit(
-            "permute",
-            first,
-            (writer.ints(node.attributes.get_ints("perm", range(len(shape))[::-1])), "!torch.list<int>"),
-        )
+        perm = node.attributes.get_ints("perm", range(len(shape))[::-1])
+        emit("permute", first, (writer.ints(perm), "!torch.list<int>"))
     elif kind == "Gelu" and (form := node.attributes.get_string("approximate", "none")) in ("none", "tanh"):
         form = writer.constant("str", f'"{form}"')  # it becomes text of the program: only what is known may
         emit("gelu", first, (form, "!torch.str"))
@@ -249,11 +240,8 @@ def _concat(writer: _Writer, node: ir.Node, emit: Callable[..., None]) -> None:
     item = f"vtensor<{parts[0][1].removeprefix('!torch.vtensor<')}" if len({k for _, k in parts}) == 1 else "vtensor"
     name = writer.fresh()
     writer.lines.append(f"{name} = torch.prim.ListConstruct {names} : ({kinds}) -> !torch.list<{item}>")
-    emit(
-        "cat",
-        (name, f"!torch.list<{item}>"),
-        (writer.constant("int", str(node.attributes["axis"].as_int())), "!torch.int"),
-    )
+    axis = writer.constant("int", str(node.attributes["axis"].as_int()))
+    emit("cat", (name, f"!torch.list<{item}>"), (axis, "!torch.int"))
 
 
 def _split(writer: _Writer, node: ir.Node) -> None:

@@ -16,7 +16,7 @@ from aicc.runtime.provider import OPTIMAL, Array, Compatibility, Device, Executa
 from aicc.runtime.target import find_target
 from aicc.targets.portable import Evaluate, GraphExecutable
 from aicc.targets.static_decoder import BIAS, StaticDecoder, Step
-from aicc.targets.tpu.layout import LAYOUT_FILE, Layout, Program
+from aicc.targets.tpu.layout import LAYOUT_FILE, Layout, Program, Stored
 from aicc.targets.tpu.machine import settle_jax, tpu_chips
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class TpuProvider:
         return StaticDecoder(programs, biases, signatures, described, options.kv_tokens or llm.context_length)
 
 
-def _load(program: Program, path: Path, placed: Mapping[Any, Any], device: Any) -> Evaluate:
+def _load(program: Program, path: Path, placed: Mapping[Stored, Any], device: Any) -> Evaluate:
     """The function of named arrays that an executable is."""
     import jax
     from jaxlib import _jax
@@ -106,7 +106,7 @@ def _load(program: Program, path: Path, placed: Mapping[Any, Any], device: Any) 
     return evaluate
 
 
-def _put(weights: memoryview, stored: Any, device: Any, path: Path) -> Any:
+def _put(weights: memoryview, stored: Stored, device: Any, path: Path) -> Any:
     """A weight on the device, read from the mapped file."""
     import jax
     import ml_dtypes  # noqa: F401 - lets numpy know bfloat16 by its name
