@@ -16,17 +16,14 @@
 #include "cache.h"
 #include "maths.h"
 #include "prompt.h"
+#include "quantise.h"
 #if defined(AICC_PROMPTS)
 #include "attention_amx.h"
-#endif
-#include "quantise.h"
-
-#if defined(AICC_PROMPTS)
-#define AICC_HAS_TILES(f, row, h) ((row) >= (f)->first_prompt_row && aicc_has_tiles(h))
-#define AICC_TILES_BYTES(head_dim) aicc_attention_tiles_bytes(head_dim)
-#else
-#define AICC_HAS_TILES(f, row, h) false
-#define AICC_TILES_BYTES(head_dim) 0
+#else /* nothing is attended to by tiles */
+#define aicc_has_tiles(h) false
+#define aicc_attention_tiles_bytes(head_dim) 0
+#define aicc_score_tiles(scores, q, rows, keys, ...) ((void)(keys))
+#define aicc_weigh_tiles(...) ((void)0)
 #endif
 
 #define AICC_MINUS_INFINITY (-__builtin_inff())
@@ -46,7 +43,12 @@ typedef struct aicc_attention_scratch {
 /* Bytes of scratch that aicc_attention needs. */
 AICC_INLINE size_t aicc_attention_scratch_bytes(int32_t head_dim) {
     return sizeof(aicc_attention_scratch) + 3 * sizeof(float) * AICC_ATTENTION_ROWS * (size_t)head_dim +
-           AICC_TILES_BYTES(head_dim);
+           aicc_attention_tiles_bytes(head_dim);
+}
+
+/* Where, behind all of that, bfloat16 of prompts go (attention_amx.h). */
+AICC_INLINE uint16_t *aicc_tiles_scratch(aicc_attention_scratch *s, int32_t head_dim) {
+    return (uint16_t *)(void *)(s->rows + 3 * AICC_ATTENTION_ROWS * head_dim);
 }
 
 /* A split of one row when splits are computed side by side: output [head_dim], then m and l. */
@@ -166,7 +168,7 @@ AICC_INLINE void aicc_merge(float *M, float *L, float *A, float m, float l, cons
         return;
     }
     float top = m > *M ? m : *M;
-    float before = aicc_exp(*M - top), now = aicc_exp(m - top); /* 0 for the first split: M is -inf */
+    float before = aicc_exp(*M - top), now = aicc_exp(m - top);
     for (int32_t d = 0; d < head_dim; d++) A[d] = A[d] * before + a[d] * now;
     *L = *L * before + l * now;
     *M = top;
@@ -198,7 +200,7 @@ AICC_INLINE bool aicc_attend_split(const aicc_frame *f, const aicc_attention_ite
     int32_t from = AICC_MAX(aicc_first_key(low, h) - base, 0);
     int32_t to = AICC_MIN(aicc_last_key(high, length, h) - base, AICC_SPLIT);
     if (from >= to) return false;
-    bool tiles = AICC_HAS_TILES(f, item->row, h);
+    bool tiles = item->row >= f->first_prompt_row && aicc_has_tiles(h);
     int32_t begin = from / AICC_LANES * AICC_LANES, end = AICC_ROUND_UP(to, AICC_LANES);
     const int32_t *pages = b->pages + b->page_starts[sequence] + base / AICC_LANES;
     const uint8_t *all_keys[AICC_SPLIT_PAGES] = {0}, *values[AICC_SPLIT_PAGES] = {0};
@@ -215,15 +217,9 @@ AICC_INLINE bool aicc_attend_split(const aicc_frame *f, const aicc_attention_ite
         }
         if (!tiles) aicc_score_rows(&s->scores[0][page * AICC_LANES], s->rows, keys, rows.count, h);
     }
-#if defined(AICC_PROMPTS)
-    uint16_t *q = (uint16_t *)(void *)(s->rows + 3 * AICC_ATTENTION_ROWS * h.head_dim);
-    uint16_t *p = q + AICC_ATTENTION_ROWS * h.head_dim, *spread = p + AICC_ATTENTION_ROWS * AICC_SPLIT;
-    if (tiles) {
-        aicc_shape_prompt(AICC_TILE, AICC_TILE);
-        aicc_round_columns((uint8_t *)q, 0, rows.count * h.head_dim, s->rows);
-        aicc_score_tiles(&s->scores[0][0], q, rows.count, all_keys, begin / AICC_LANES, end / AICC_LANES, spread, h);
-    }
-#endif
+    if (tiles)
+        aicc_score_tiles(&s->scores[0][0], s->rows, rows.count, all_keys, begin / AICC_LANES, end / AICC_LANES,
+                         aicc_tiles_scratch(s, h.head_dim), h);
     for (int32_t r = 0; r < rows.count; r++) {
         int32_t position = f->position_of[item->row + (rows.first + r) / rows.heads];
         aicc_soften_row(s->scores[r], begin, end, aicc_first_key(position, h) - base,
@@ -233,17 +229,11 @@ AICC_INLINE bool aicc_attend_split(const aicc_frame *f, const aicc_attention_ite
             aicc_store(p, aicc_load(p) * aicc_page_scales(values[page], h));
         }
     }
-#if defined(AICC_PROMPTS)
-    if (tiles) {
-        memset(p, 0, sizeof *p * (size_t)rows.count * AICC_SPLIT);
-        for (int32_t r = 0; r < rows.count; r++)
-            aicc_round_columns((uint8_t *)(p + r * AICC_SPLIT), from, to - from, &s->scores[r][from]);
-        aicc_weigh_tiles(s->rows + AICC_ATTENTION_ROWS * h.head_dim, p, rows.count, values, from, to, spread, h);
-        _tile_release();
-        return true;
-    }
-#endif
-    aicc_weigh_rows(s->rows + AICC_ATTENTION_ROWS * h.head_dim, &s->scores[0][0], values, from, to, rows.count, h);
+    float *out = s->rows + AICC_ATTENTION_ROWS * h.head_dim;
+    if (tiles)
+        aicc_weigh_tiles(out, &s->scores[0][0], rows.count, values, from, to, aicc_tiles_scratch(s, h.head_dim), h);
+    else
+        aicc_weigh_rows(out, &s->scores[0][0], values, from, to, rows.count, h);
     return true;
 }
 
@@ -332,14 +322,11 @@ AICC_INLINE void aicc_attention(const aicc_frame *f, const aicc_task *task, uint
         for (int32_t row = item->row; at.quantised && row < item->row + item->count; row++) {
             uint8_t *to = at.quantised + (size_t)row * (size_t)at.row_bytes;
             const float *from = at.out + row * at.out_stride + rows.kv_head * columns;
-#if defined(AICC_PROMPTS)
-            if (row >= f->first_prompt_row) {
+            if (row >= f->first_prompt_row)
                 aicc_round_columns(to, rows.kv_head * columns, columns, from);
-                continue;
-            }
-#endif
-            aicc_quantise_groups(to, h.query_heads * h.head_dim, at.group, at.parts, rows.kv_head * columns / at.group,
-                                 columns / at.group, from);
+            else
+                aicc_quantise_groups(to, h.query_heads * h.head_dim, at.group, at.parts,
+                                     rows.kv_head * columns / at.group, columns / at.group, from);
         }
     }
 }

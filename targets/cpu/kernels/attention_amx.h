@@ -1,7 +1,8 @@
 /* One split of attention.h for queries of prompts, with the tiles of prompt_amx.h.
  *
  * Queries times `scale`, keys, probabilities and values are rounded to bfloat16 and multiplied as prompt.h says; scores,
- * softmax and sums stay in float32. Keys and values are turned into bfloat16 once for all rows of an item. */
+ * softmax and sums stay in float32. Keys and values are turned into bfloat16 once for all rows of an item.
+ * `scratch` is aicc_attention_tiles_bytes of memory: queries, probabilities, and keys or values. */
 #ifndef AICC_ATTENTION_AMX_H
 #define AICC_ATTENTION_AMX_H
 
@@ -12,7 +13,6 @@ AICC_INLINE bool aicc_has_tiles(aicc_heads h) {
     return h.head_dim % AICC_STRETCH == 0;
 }
 
-/* Bytes of scratch behind what attention.h needs: queries, probabilities, and keys or values. */
 AICC_INLINE size_t aicc_attention_tiles_bytes(int32_t head_dim) {
     return 2 * ((size_t)AICC_ATTENTION_ROWS * (size_t)(head_dim + AICC_SPLIT) + (size_t)AICC_SPLIT * (size_t)head_dim);
 }
@@ -31,15 +31,18 @@ AICC_INLINE void aicc_multiply_panels(float *y, int32_t y_stride, const uint16_t
         }
 }
 
-/* Scores of `rows` rows against the keys of pages [begin, end) of a split. */
-AICC_INLINE void aicc_score_tiles(float *scores, const uint16_t *q, int32_t rows, const uint8_t *const *keys, int32_t begin,
-                                  int32_t end, uint16_t *spread, aicc_heads h) {
+/* Scores of `rows` rows of floats against the keys of pages [begin, end) of a split. */
+AICC_INLINE void aicc_score_tiles(float *scores, const float *q, int32_t rows, const uint8_t *const *keys, int32_t begin,
+                                  int32_t end, uint16_t *scratch, aicc_heads h) {
+    uint16_t *spread = scratch + AICC_ATTENTION_ROWS * (h.head_dim + AICC_SPLIT);
+    aicc_shape_prompt(AICC_TILE, AICC_TILE);
+    aicc_round_columns((uint8_t *)scratch, 0, rows * h.head_dim, q);
     for (int32_t page = begin; page < end; page++)
         for (int32_t d = 0; d < h.head_dim; d += 2)
             aicc_store_pairs(spread + (size_t)((page - begin) * h.head_dim + d) * AICC_LANES,
                              aicc_load_as(h.cache, keys[page], (size_t)d * AICC_LANES),
                              aicc_load_as(h.cache, keys[page], (size_t)(d + 1) * AICC_LANES));
-    aicc_multiply_panels(scores + begin * AICC_LANES, AICC_SPLIT, q, h.head_dim, rows, spread, end - begin, h.head_dim);
+    aicc_multiply_panels(scores + begin * AICC_LANES, AICC_SPLIT, scratch, h.head_dim, rows, spread, end - begin, h.head_dim);
     for (int32_t page = begin; h.cache == AICC_I8 && page < end; page++)
         for (int32_t r = 0; r < rows; r++) {
             float *s = scores + r * AICC_SPLIT + page * AICC_LANES;
@@ -47,9 +50,13 @@ AICC_INLINE void aicc_score_tiles(float *scores, const uint16_t *q, int32_t rows
         }
 }
 
-/* out[r][d] = Σ_j p[r][j] v[j][d] over keys [begin, end) of a split; p is 0 beside them, up to multiples of AICC_STRETCH. */
-AICC_INLINE void aicc_weigh_tiles(float *out, const uint16_t *p, int32_t rows, const uint8_t *const *values, int32_t begin,
-                                  int32_t end, uint16_t *spread, aicc_heads h) {
+/* out[r][d] = Σ_j p[r][j] v[j][d] over keys [begin, end) of a split; all that begins with aicc_score_tiles ends here. */
+AICC_INLINE void aicc_weigh_tiles(float *out, const float *p, int32_t rows, const uint8_t *const *values, int32_t begin,
+                                  int32_t end, uint16_t *scratch, aicc_heads h) {
+    uint16_t *rounded = scratch + AICC_ATTENTION_ROWS * h.head_dim, *spread = rounded + AICC_ATTENTION_ROWS * AICC_SPLIT;
+    memset(rounded, 0, sizeof *rounded * (size_t)rows * AICC_SPLIT); /* whole stretches are multiplied */
+    for (int32_t r = 0; r < rows; r++)
+        aicc_round_columns((uint8_t *)(rounded + r * AICC_SPLIT), begin, end - begin, p + r * AICC_SPLIT + begin);
     int32_t from = begin / AICC_STRETCH * AICC_STRETCH, to = AICC_ROUND_UP(end, AICC_STRETCH);
     for (int32_t d = 0; d < h.head_dim; d += AICC_LANES)
         for (int32_t j = from; j < to; j += 2) {
@@ -60,7 +67,8 @@ AICC_INLINE void aicc_weigh_tiles(float *out, const uint16_t *p, int32_t rows, c
                                            (size_t)((j + i) % AICC_LANES) * (size_t)h.head_dim + (size_t)d);
             aicc_store_pairs(spread + (size_t)(d / AICC_LANES * (to - from) + j - from) * AICC_LANES, pair[0], pair[1]);
         }
-    aicc_multiply_panels(out, h.head_dim, p + from, AICC_SPLIT, rows, spread, h.head_dim / AICC_LANES, to - from);
+    aicc_multiply_panels(out, h.head_dim, rounded + from, AICC_SPLIT, rows, spread, h.head_dim / AICC_LANES, to - from);
+    _tile_release();
 }
 
 #endif

@@ -148,7 +148,8 @@ AICC_INLINE uint32_t aicc_cut_step(aicc_cut cuts[2], const aicc_step *s, const a
     return (uint32_t)(cuts[0].row_tasks * cuts[0].unit_tasks + cuts[1].row_tasks * cuts[1].unit_tasks);
 }
 
-/* Rows of a task that are computed at once, and memory at `offset` of its scratch for panels of bfloat16. */
+/* Whether rows of prompts are told from others; where they begin, if `row` is the first of them and there are `rows`; how
+ * many rows of a task are computed at once; and memory at `offset` of its scratch for panels of bfloat16. */
 #if defined(AICC_PROMPTS)
 #define AICC_PROMPTS_APART 1
 #define AICC_FIRST_PROMPT_ROW(row, rows) (row)

@@ -16,18 +16,6 @@
 #define AICC_INPUTS_2 3
 #define AICC_WEIGHTS 4
 
-/* Nibbles of inputs first .. first + depth of a group, as [depth / 4][16][4] bytes. */
-AICC_INLINE void aicc_spread_nibbles(uint8_t *to, const uint8_t *group, int32_t first, int32_t depth, aicc_weight w) {
-    const __m512i low = _mm512_set1_epi8(15);
-    int32_t half = w.group / 8;
-    for (int32_t i = 0; i < depth / 4; i++) {
-        int32_t quad = first / 4 + i;
-        __m512i packed = _mm512_loadu_si512(group + quad % half * 64);
-        if (quad >= half) packed = _mm512_srli_epi16(packed, 4);
-        _mm512_storeu_si512(to + i * 64, _mm512_and_si512(packed, low));
-    }
-}
-
 /* All panels for up to 32 rows. */
 AICC_INLINE void aicc_linear_tiles(float *y, ptrdiff_t y_stride, const int8_t *x, ptrdiff_t x_stride, int32_t rows,
                                    const uint8_t *weights, int32_t panels, aicc_weight w) {
@@ -51,10 +39,9 @@ AICC_INLINE void aicc_linear_tiles(float *y, ptrdiff_t y_stride, const int8_t *x
             for (int32_t begin = 0; begin < w.group; begin += depth) {
                 const int8_t *inputs = x + g * w.group + begin;
                 const uint8_t *tile = panel + (size_t)(g * w.group + begin) * 16;
-                if (w.format == AICC_Q4) {
-                    aicc_spread_nibbles(spread, panel + (size_t)(g * w.group) * 8, begin, depth, w);
-                    tile = spread;
-                }
+                for (int32_t i = 0; w.format == AICC_Q4 && i < depth / 4; i++)
+                    _mm512_storeu_si512(spread + i * 64, aicc_load_quad(panel, g, begin / 4 + i, w));
+                if (w.format == AICC_Q4) tile = spread;
                 _tile_loadd(AICC_WEIGHTS, tile, 64);
                 _tile_loadd(AICC_INPUTS_1, inputs, x_stride);
                 _tile_dpbsud(AICC_SUMS_1, AICC_INPUTS_1, AICC_WEIGHTS);

@@ -9,7 +9,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-
 /* The number that a small file starts with, and the one after it; -1 for what is not there. No stdio: no malloc. */
 static inline void aicc_read_numbers(const char *path, int64_t number[2]) {
     char text[64] = {0};

@@ -42,21 +42,12 @@ AICC_INLINE void aicc_spread_quad(uint16_t *to, __m512i quad, __m512 scale, __m5
 
 /* A panel as bfloat16 [k / 2][16][2]. */
 AICC_INLINE void aicc_spread_panel(uint16_t *to, const uint8_t *panel, aicc_weight w) {
-    const __m512i low = _mm512_set1_epi8(15);
-    int32_t quads = w.group / 4, half = quads / 2;
+    int32_t quads = w.group / 4;
     for (int32_t g = 0; g < w.k / w.group; g++) {
         __m512 scale = aicc_group_scale(panel, g, w), minimum = aicc_group_minimum(panel, g, w);
         aicc_prefetch_group(panel, g, w);
-        for (int32_t i = 0; i < quads; i++) {
-            __m512i quad;
-            if (w.format == AICC_Q4) {
-                quad = _mm512_loadu_si512(panel + (size_t)(g * half + i % half) * 64);
-                quad = _mm512_and_si512(i < half ? quad : _mm512_srli_epi16(quad, 4), low);
-            } else {
-                quad = _mm512_loadu_si512(panel + (size_t)(g * quads + i) * 64);
-            }
-            aicc_spread_quad(to + (size_t)(g * quads + i) * 64, quad, scale, minimum, w);
-        }
+        for (int32_t i = 0; i < quads; i++)
+            aicc_spread_quad(to + (size_t)(g * quads + i) * 64, aicc_load_quad(panel, g, i, w), scale, minimum, w);
     }
 }
 
@@ -89,6 +80,7 @@ AICC_INLINE void aicc_prompt_block(float *y, ptrdiff_t y_stride, const uint8_t *
     if (second && panels == 2) _tile_stored(AICC_SUMS_22, below + AICC_LANES, bytes);
 }
 
+/* Tiles for that many rows of the first 16 and of the second, by panels. */
 AICC_INLINE void aicc_shape_prompt(int32_t first, int32_t second) {
     aicc_tile_shapes shapes = {.palette = 1};
     aicc_shape_tile(&shapes, AICC_SUMS_11, first, 64);

@@ -8,8 +8,8 @@
  *   int32_t sum[G]    sum of the group's q
  *
  * with G = k / group. Where 8 bits are too coarse, a row is two such records after each other (`parts` is 2), the second of
- * what the first leaves over, which makes 15 bits in all. Groups whose largest value is not finite get scale NaN, so that the error shows in the output
- * instead of vanishing; groups below 2^-100 count as zeros. */
+ * what the first leaves over, which makes 15 bits in all. Groups whose largest value is not finite get scale NaN, so that
+ * the error shows in the output instead of vanishing; groups below 2^-100 count as zeros. */
 #ifndef AICC_QUANTISE_H
 #define AICC_QUANTISE_H
 

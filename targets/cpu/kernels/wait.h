@@ -17,7 +17,6 @@ static inline void aicc_bell_ring(aicc_bell *b) { (void)b; }
 #include <sys/syscall.h>
 #include <unistd.h>
 
-
 typedef struct aicc_bell { _Atomic uint32_t rung; } aicc_bell;
 
 static inline void aicc_bell_open(aicc_bell *b) { atomic_store(&b->rung, 0); }
