@@ -50,3 +50,13 @@ def read_float(matrix: Matrix) -> NDArray[np.generic]:
     array = stored_float(matrix.value).const_value.numpy()
     array = array.T if matrix.transposed else array
     return array[matrix.begin : matrix.begin + matrix.rows]
+
+
+def stored_zero(weight: BlockwiseWeight) -> int:
+    """What is added to the integers of a quantised weight, so that they are stored without a sign."""
+    return {ir.DataType.INT4: 8, ir.DataType.INT8: 128}.get(weight.values.dtype, 0)
+
+
+def unsigned(integers: NDArray[np.generic], zero: int) -> NDArray[np.uint8]:
+    """Integers plus :func:`stored_zero`; the sum wraps around in 8 bits to where it should be."""
+    return integers.astype(np.int8 if zero else np.uint8).view(np.uint8) + np.uint8(zero)

@@ -6,6 +6,7 @@ import mmap
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -335,11 +336,6 @@ def _openvino() -> Any:
     return openvino
 
 
-_CORE: Any = None
-
-
+@cache
 def _core() -> ov.Core:
-    global _CORE
-    if _CORE is None:
-        _CORE = _openvino().Core()
-    return _CORE
+    return _openvino().Core()

@@ -25,9 +25,7 @@ from aicc.targets.cpu.lowering.emit import KV_TYPES, emit_model
 from aicc.targets.cpu.lowering.formats import LANES, matrix_form
 from aicc.targets.cpu.lowering.pack import Packer, weights_identity
 from aicc.targets.cpu.lowering.quantise import quantise_inputs
-from aicc.targets.cpu.lowering.toolchain import compile_library, producer
-
-SOURCE_FILE = "model.c"
+from aicc.targets.cpu.lowering.toolchain import SOURCE, compile_library, producer
 
 
 def prepare(target: Target) -> None:
@@ -65,10 +63,10 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
     packer = Packer(weights, weights_identity(program, imported.info.sha256))
     kv = kv_dtype(imported.graph, target)
     source = emit_model(program, steps, packer, imported.info.name, KV_TYPES[kv], prompts)
-    Path(directory, SOURCE_FILE).write_text(source)
+    Path(directory, SOURCE).write_text(source)
     library = compile_library(source, target, directory)
     return LoweredVariant(
-        files=[SOURCE_FILE, library],
+        files=[SOURCE, library],
         requires={"architecture": target.architecture, "instruction_sets": " ".join(target.instruction_sets)},
         producer=producer(target),
         options={"activations": activations} | ({"kv_cache": kv} if program.generates else {}),

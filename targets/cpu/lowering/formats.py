@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from aicc.compiler.quantization.blockwise import BlockwiseWeight
-from aicc.compiler.rows.matrix import Matrix, stored_float
+from aicc.compiler.rows.matrix import Matrix, stored_float, stored_zero
 
 LANES = 16  # rows of a panel
 _FLOATS = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16", ir.DataType.BFLOAT16: "BF16"}
@@ -65,11 +64,6 @@ def pack_group(group: int, columns: int) -> tuple[int, int]:
         if group % size == 0:
             return size, columns
     return 32, -(-columns // 32) * 32  # whole rows of an odd length: one scale for all, so any cut will do
-
-
-def stored_zero(weight: BlockwiseWeight) -> int:
-    """What is added to the stored integers to make them unsigned."""
-    return {ir.DataType.INT4: 8, ir.DataType.INT8: 128}.get(weight.values.dtype, 0)
 
 
 def align(size: int, to: int = 64) -> int:

@@ -10,7 +10,7 @@ from aicc.runtime.artifact import TOKENIZER_PATH, WEIGHTS_PATH, Artifact
 from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
 from aicc.targets.cpu.lowering.tokenizer_file import tokenizer_file
-from aicc.targets.cpu.lowering.toolchain import KERNELS, LIBRARY, compile_archive
+from aicc.targets.cpu.lowering.toolchain import KERNELS, LIBRARY, SOURCE, compile_archive
 
 HEADER, WEIGHTS, TOKENIZER = "aicc_model.h", "model.bin", "tokenizer.bin"
 
@@ -31,11 +31,11 @@ def write_library(artifact: Artifact, folder: Path, target: Target) -> list[str]
         ResourceError: No disk to compile on.
     """
     variant = next(v for v in artifact.manifest.variants if v.target == target.name)
-    made = artifact.path / "variants" / variant.name
+    made = artifact.path / variant.directory
     folder.mkdir()
     shutil.copyfile(KERNELS / HEADER, folder / HEADER)
     shutil.copyfile(made / LIBRARY, folder / LIBRARY)
-    compile_archive((made / "model.c").read_text(), target, folder)
+    compile_archive((made / SOURCE).read_text(), target, folder)
     try:
         os.link(artifact.file(WEIGHTS_PATH), folder / WEIGHTS)
     except OSError:  # another file system, or one without links

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from aicc.compiler.lowering import WeightStore
 from aicc.compiler.rows import program as ops
-from aicc.compiler.rows.matrix import Matrix, read_float, stored_float
+from aicc.compiler.rows.matrix import Matrix, read_float, stored_float, unsigned
 from aicc.compiler.rows.program import Angles, Program, Vector
 from aicc.targets.cpu.lowering.formats import LANES, Form, align, matrix_form
 
@@ -118,7 +118,7 @@ def _packed(streams: list[NDArray[np.generic]], form: Form, unit: int) -> NDArra
     """Panels ``[panels, panel bytes]`` of whole units of rows."""
     if not form.quantised:
         return _joined(form, [_panels(streams[0], unit).transpose(0, 2, 1)])
-    values = _pad(_unsigned(streams[0], form.zero), form.k, form.zero)
+    values = _pad(unsigned(streams[0], form.zero), form.k, form.zero)
     groups = [_panels(stream, unit).transpose(0, 2, 1) for stream in streams[1:]]
     return _joined(form, [_quads(_panels(values, unit, form.zero), form), *groups])
 
@@ -126,11 +126,6 @@ def _packed(streams: list[NDArray[np.generic]], form: Form, unit: int) -> NDArra
 def _float_bits(matrix: Matrix) -> NDArray[np.generic]:
     array = read_float(matrix)
     return array.view(np.uint16) if stored_float(matrix.value).dtype.name == "BFLOAT16" else array
-
-
-def _unsigned(integers: NDArray, zero: int) -> NDArray[np.uint8]:
-    """Integers plus ``zero``, which wraps around in 8 bits to where it should be."""
-    return integers.astype(np.int8 if zero else np.uint8).view(np.uint8) + np.uint8(zero)
 
 
 def _pad(array: NDArray, columns: int, fill: int) -> NDArray:

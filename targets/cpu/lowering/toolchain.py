@@ -20,7 +20,7 @@ from aicc.runtime.machine import cache_directory
 from aicc.runtime.target import Target
 
 KERNELS = Path(__file__).parents[1] / "kernels"
-LIBRARY, ARCHIVE = "libmodel.so", "libmodel.a"
+SOURCE, LIBRARY, ARCHIVE = "model.c", "libmodel.so", "libmodel.a"
 ZIGLANG = "ziglang"
 _TIMEOUT = 600  # seconds; a model takes a few
 _DISK_BYTES = 64 << 20  # with less than that free, a compiler that fails has run out of it
@@ -110,10 +110,10 @@ def _compiled(source: str, target: Target, options: tuple[str, ...]) -> Iterator
     else:
         command = [*_words(compiler), *machine.march]
         remedy = f"--cc must be GCC 12 or clang 15 at least, for {target.architecture}; or leave it out."
-    command += [*machine.common, *_FLAGS, f"-I{KERNELS}", "model.c", *options]
+    command += [*machine.common, *_FLAGS, f"-I{KERNELS}", SOURCE, *options]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "model.c").write_text(source)
+            Path(folder, SOURCE).write_text(source)
             # The first cache is everybody's, so that the C library is made once: another process may be emptying it
             # or have been killed in it. What fails in a cache of its own as well is the compiler's own word.
             if _run(command, folder, cache_directory() / "zig") and (

@@ -171,7 +171,7 @@ class Node:
             name = self.program.add(self.part(), Op.TRANSPOSE, [name], sizes, "int8", list(order))
         if tuple(shape) == sizes:
             return name
-        return self.program.add(self.part(), Op.RESHAPE, [name, self.program.sizes(shape)], shape, "int8")
+        return self.program.reshape(self.part(), name, shape)
 
     def operand(self, index: int) -> Tensor:
         """An input broadcast to the output's rank."""

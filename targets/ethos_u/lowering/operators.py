@@ -65,9 +65,9 @@ def _conv_transpose(n: Node) -> None:
     sizes = (1, rows, columns, len(kernel))
     blocks = n.program.rescale(n.part(), sums, sizes, factors, (0, n.output.zero), ("int32", "int8"))
     split, joined = (rows, columns, high, wide * results), (rows, high, columns, wide * results)
-    blocks = n.program.add(n.part(), Op.RESHAPE, [blocks, n.program.sizes(split)], split, "int8")
+    blocks = n.program.reshape(n.part(), blocks, split)
     blocks = n.program.add(n.part(), Op.TRANSPOSE, [blocks], joined, "int8", [0, 2, 1, 3])
-    n.program.add(n.output.name, Op.RESHAPE, [blocks, n.program.sizes(n.output.stored)], n.output.stored, "int8")
+    n.program.reshape(n.output.name, blocks, n.output.stored)
 
 
 def _gemm(n: Node) -> None:
@@ -86,7 +86,7 @@ def _gemm(n: Node) -> None:
     sums = n.convolve(n.reshaped(rows, shape, order), shape, kernel, n.bias(2, len(weight)), False)
     if len(n.output.shape) == 4:
         raise Refused("products of tensors of rank 4 are not taken")
-    sums = n.program.add(n.part(), Op.RESHAPE, [sums, n.program.sizes(n.output.shape)], n.output.shape, "int32")
+    sums = n.program.reshape(n.part(), sums, n.output.shape, "int32")
     n.finish(sums, rows.scale * scales)
 
 
@@ -135,7 +135,7 @@ def _mean_of_all(n: Node) -> None:
     pixels = (rows * columns, channels)
     wide = n.program.rescale(n.part(), n.reshaped(image, pixels), pixels, [1.0], (image.zero, 0), ("int8", "int32"))
     sums = n.program.add(n.part(), Op.REDUCE_SUM, [wide], (1, channels), "int32", 0)
-    sums = n.program.add(n.part(), Op.RESHAPE, [sums, n.program.sizes(n.output.stored)], n.output.stored, "int32")
+    sums = n.program.reshape(n.part(), sums, n.output.stored, "int32")
     n.finish(sums, [image.scale / (rows * columns)])
 
 
@@ -170,9 +170,9 @@ def _enlarge(n: Node) -> None:
     name, (_, channels, rows, columns) = image.name, image.shape
     down, across = n.output.shape[2] // rows, n.output.shape[3] // columns
     for count, apart in ((across, (rows * columns, 1, channels)), (down, (rows, 1, columns * across * channels))):
-        pieces = n.program.add(n.part(), Op.RESHAPE, [name, n.program.sizes(apart)], apart, "int8")
+        pieces = n.program.reshape(n.part(), name, apart)
         name = n.program.add(n.part(), Op.CONCAT, [pieces] * count, (apart[0], count, apart[2]), "int8", 1)
-    name = n.program.add(n.part(), Op.RESHAPE, [name, n.program.sizes(n.output.stored)], n.output.stored, "int8")
+    name = n.program.reshape(n.part(), name, n.output.stored)
     n.finish(name, [image.scale], image.zero, "int8")
 
 

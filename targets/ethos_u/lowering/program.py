@@ -85,6 +85,10 @@ class Program:
         self._block.addOperator(op, list(inputs), [name], attribute)
         return name
 
+    def reshape(self, name: str, value: str, shape: Sequence[int], dtype: str = "int8") -> str:
+        """A tensor in another shape."""
+        return self.add(name, Op.RESHAPE, [value, self.sizes(shape)], shape, dtype)
+
     def rescale(
         self,
         name: str,

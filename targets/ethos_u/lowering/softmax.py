@@ -55,7 +55,7 @@ def softmax(n: Node) -> None:
     if not moves(moved, back := [order.index(place) for place in range(rank)]):
         back, moved = [], list(n.output.stored)
     name = n.part() if back else n.output.name
-    result = n.program.add(name, Op.RESHAPE, [result, n.program.sizes(moved)], moved, "int8")
+    result = n.program.reshape(name, result, moved)
     if back:
         n.program.add(n.output.name, Op.TRANSPOSE, [result], n.output.stored, "int8", back)
 

@@ -90,7 +90,7 @@ def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
     builder = row_builder(imported, target.family, 1)
     if found := builder.refusals():
         return found
-    program = row_builder(imported, target.family, 1).build()
+    program = builder.program
     simplify(program)
     steps = fuse(program)
     try:

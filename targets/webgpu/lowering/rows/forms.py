@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from aicc.compiler.quantization.blockwise import BlockwiseWeight
-from aicc.compiler.rows.matrix import Matrix, read_float, stored_float
+from aicc.compiler.rows.matrix import Matrix, read_float, stored_float, stored_zero, unsigned
 from aicc.targets.webgpu.lowering.text import filled, template
 
 CHUNK = 32  # columns that a kernel takes at once; matrices are padded with zeros to a multiple of them
@@ -19,7 +19,6 @@ _HALVES = {  # four weights of two words; bfloat16 is the upper half of float32
     "f16": "vec4f(unpack2x16float(first), unpack2x16float(second))",
     "bf16": "bitcast<vec4f>(vec4u(first << 16, first & 0xffff0000, second << 16, second & 0xffff0000))",
 }
-_STORED_ZERO = {ir.DataType.INT4: 8, ir.DataType.INT8: 128}  # added, so that what is stored has no sign
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def matrix_form(matrix: Matrix) -> Form:
     chunks, weight = -(-matrix.columns // CHUNK), matrix.blockwise
     if weight is None:
         return Form(_FLOATS[stored_float(matrix.value).dtype], matrix.rows, chunks)
-    zero = _STORED_ZERO.get(weight.values.dtype, 0)
+    zero = stored_zero(weight)
     offset = weight.offset != "none"
     exact = weight.minimum is not None and not zero  # other offsets are products, which half precision might round
     scales = "f16" if weight.scales.dtype == ir.DataType.FLOAT16 and (exact or not offset) else "f32"
@@ -99,8 +98,7 @@ def pack_matrix(matrix: Matrix) -> bytes:
         return _padded(array.view(np.uint16) if form.values == "bf16" else array, form, 0).tobytes()
     chosen = slice(matrix.begin, matrix.begin + matrix.rows)
     integers = weight.values.const_value.numpy()[chosen]
-    unsigned = integers.astype(np.int8 if form.zero else np.uint8).view(np.uint8) + np.uint8(form.zero)
-    values = _padded(unsigned, form, form.zero)
+    values = _padded(unsigned(integers, form.zero), form, form.zero)
     if form.values == "q4":
         values = values[:, 0::2] | values[:, 1::2] << 4
     scales = _scales(weight, chosen, form).tobytes()
