@@ -15,9 +15,11 @@ from aicc.compiler.pipeline import compile_model
 from aicc.runtime import Model, load
 from aicc.runtime.errors import UnsupportedError
 
-TARGETS = ("openvino:cpu", "cpu")
 CAPPED = ("gemma2",)  # soft-caps its attention scores, which OpenVINO's paged kernel cannot
-CASES = [(target, name) for target in TARGETS for name in DECODERS if target == "cpu" or name not in CAPPED]
+# Only their tables of cosines are others than their namesakes': the importer's work, which one target shows.
+TABLES = ("llama 3.1 positions", "llama linear positions", "llama yarn positions", "phi3 long positions")
+CASES = [("openvino:cpu", name) for name in DECODERS if name not in CAPPED]
+CASES += [("cpu", name) for name in DECODERS if name not in TABLES]
 TOKENS = 28  # beyond every window, within every context
 
 

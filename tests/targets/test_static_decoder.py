@@ -54,8 +54,9 @@ def _batch(tokens: np.ndarray, past: int, page: int = 0) -> TokenBatch:
     return token_batch([tokens], [past], [range(page, page + 3)])
 
 
-@pytest.mark.parametrize("contexts", [(CONTEXT,), (8, 16, CONTEXT)], ids=["one context", "several contexts"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "contexts"), [(name, (CONTEXT,)) for name in NAMES] + [("gemma3", (8, 16, CONTEXT))], ids=str
+)
 def test_pieces_of_any_length_compute_what_transformers_computes_at_once(
     name: str, contexts: tuple[int, ...], tmp_path: Path
 ) -> None:

@@ -36,8 +36,9 @@ def compile_nothing(patch: pytest.MonkeyPatch) -> list[Spec]:
 
     def note(self: Binaries, spec: Spec) -> None:
         specs.append(spec)
-        Path(self.directory, "none.cubin").write_bytes(b"\x7fELF")
-        self.kernels.append(Kernel("none.cubin", spec.function.__name__, spec.warps * self.chip.warp, 64 << 10))
+        file = f"none.{self.chip.suffix}"
+        Path(self.directory, file).write_bytes(b"\x7fELF")
+        self.kernels.append(Kernel(file, spec.function.__name__, spec.warps * self.chip.warp, 64 << 10))
 
     patch.setattr(Binaries, "_compile", note)
     return specs
