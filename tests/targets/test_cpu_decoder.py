@@ -110,6 +110,7 @@ def _forward(model: Model, sequences: list[list[int]], past: list[int], pages: l
     return model._executable.forward(token_batch(sequences, past, pages, last_rows=True)).copy()  # type: ignore[attr-defined]
 
 
+@pytest.mark.full
 def test_activations_of_two_bytes_lose_next_to_nothing(source: ImportedModel, tmp_path: Path) -> None:
     compile_model("smollm2-135m", "cpu", tmp_path / "m.aicc", activations="int16")
     quality, limits = (
