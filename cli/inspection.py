@@ -6,10 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from aicc.cli.machine import install, load_provider
+from aicc.cli.machine import install, is_device
 from aicc.compiler.report import CompileReport
 from aicc.runtime.artifact import GRAPH_PATH, REPORT_PATH, Artifact, Manifest, Variant
 from aicc.runtime.errors import AiccError, IntegrityError
+from aicc.runtime.provider import provider_of
 from aicc.runtime.session import find_variant
 from aicc.runtime.target import Target, all_targets
 
@@ -109,12 +110,8 @@ def _fit(variant: Variant) -> DeviceFit:
     if target is None:
         reason = f"This installation does not know {variant.target}. Upgrade aicc, or install what brings it."
         return DeviceFit(variant.name, variant.target, "", "", "unsupported", reason)
-    if target.provider is None:
-        reason = f"{target.name} runs outside aicc, by the tools of the chip's maker."
-        return DeviceFit(variant.name, variant.target, "", "", "unsupported", reason)
     try:
-        provider = load_provider(target.provider)
-        compatibility = provider.compatibility(variant)
+        compatibility = provider_of(target).compatibility(variant)
         description = _description(target)
     except AiccError as error:
         return DeviceFit(variant.name, variant.target, target.device, "", "unsupported", str(error))
@@ -126,7 +123,5 @@ def _fit(variant: Variant) -> DeviceFit:
 
 
 def _description(target: Target) -> str:
-    for device in load_provider(target.provider or "").devices():
-        if device.name == target.device or device.name.startswith(f"{target.device}."):
-            return device.description
-    return ""
+    devices = provider_of(target).devices()
+    return next((device.description for device in devices if is_device(target, device.name)), "")

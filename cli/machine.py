@@ -24,7 +24,7 @@ from aicc.cli.documents import (
 )
 from aicc.runtime import machine
 from aicc.runtime.errors import AiccError
-from aicc.runtime.provider import ExecutionProvider
+from aicc.runtime.provider import provider_of
 from aicc.runtime.target import Target, all_targets, load_object
 
 LOW_DISK = 2_000_000_000  # bytes; a small model with its artifact
@@ -79,7 +79,7 @@ def why_not_run(target: Target) -> str:
     if target.provider is None:
         return "It runs outside aicc, by the tools of the chip's maker."
     try:
-        names = [device.name for device in load_provider(target.provider).devices()]
+        names = [device.name for device in provider_of(target).devices()]
     except AiccError as error:
         return str(error)
     except ModuleNotFoundError as missing:
@@ -89,7 +89,7 @@ def why_not_run(target: Target) -> str:
         return f"This machine is {here.architecture}, and it is for {target.architecture}."
     if lacking := sorted(set(target.instruction_sets) - set(here.instruction_sets)):
         return f"This processor lacks {', '.join(lacking)}."
-    if any(_is_device(target, name) for name in names):
+    if any(is_device(target, name) for name in names):
         return ""
     return f"This machine has no device {target.device} ({', '.join(names) or 'none at all'} found)."
 
@@ -98,12 +98,6 @@ def install(target: Target, extra: str) -> str:
     """The pip command that brings what a target needs."""
     extras = [name for name in dict.fromkeys((extra, target.extra)) if name]
     return f"pip install 'aicc[{','.join(extras)}]'" if extras else "pip install --force-reinstall aicc"
-
-
-def load_provider(reference: str) -> ExecutionProvider:
-    """The runtime half that a target names as ``module:Class``."""
-    provider: ExecutionProvider = load_object(reference)()  # type: ignore[operator]
-    return provider
 
 
 def examine() -> DoctorDocument:
@@ -132,10 +126,11 @@ def examine() -> DoctorDocument:
 
 
 def _devices() -> Iterator[DeviceInfo]:
-    providers = {t.provider: t.family for t in all_targets().values() if t.provider is not None}
-    for reference, family in providers.items():
+    families = {target.provider: target for target in all_targets().values() if target.provider is not None}
+    for target in families.values():
+        family = target.family
         try:
-            found = load_provider(reference).devices()
+            found = provider_of(target).devices()
         except AiccError as error:
             yield DeviceInfo(family=family, problem=error.message, remedy=error.remedy)
         except ModuleNotFoundError as missing:
@@ -149,11 +144,11 @@ def _devices() -> Iterator[DeviceInfo]:
 
 def _best_target(family: str, device: str) -> str:
     here = machine.processor()
-    targets = (t for t in all_targets().values() if t.family == family and _is_device(t, device) and t.runs_on(here))
+    targets = (t for t in all_targets().values() if t.family == family and is_device(t, device) and t.runs_on(here))
     return next((target.name for target in targets), "")
 
 
-def _is_device(target: Target, name: str) -> bool:
+def is_device(target: Target, name: str) -> bool:
     """Whether a provider's name is the target's device: a machine with two GPUs calls them GPU.0 and GPU.1."""
     return name == target.device or name.startswith(f"{target.device}.")
 

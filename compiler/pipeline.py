@@ -40,7 +40,7 @@ from aicc.runtime.artifact import Artifact, Format, Manifest, MemoryFacts, Varia
 from aicc.runtime.errors import MismatchError, QualityError, ResourceError, UnsupportedError, UsageError
 from aicc.runtime.generator import Model
 from aicc.runtime.machine import memory, peak_rss_bytes
-from aicc.runtime.provider import Fit, LoadOptions
+from aicc.runtime.provider import Compatibility, Fit, LoadOptions, provider_of
 from aicc.runtime.session import find_variant, load_artifact
 from aicc.runtime.target import Target, find_targets, load_object
 
@@ -297,8 +297,8 @@ def _check_loads(staged: Artifact, output: Path, target: Target, report: Compile
     Raises:
         UnsupportedError: The target cannot load what it made of the graph.
     """
-    compatibility = load_object(target.provider)().compatibility(find_variant(staged, None))
-    if compatibility.fit in (Fit.UNSUPPORTED, Fit.RECOMPILE):
+    compatibility = _compatibility(staged, target)
+    if not compatibility.fit.runs:
         report.notes.append(f"it was not loaded: {compatibility.reason}")
         return
     progress("package", "loading it once")
@@ -323,9 +323,14 @@ def _not_measurable(staged: Artifact, imported: ImportedModel, target: Target) -
         needed = _REFERENCE_COPIES * imported.exported.with_suffix(".bin").stat().st_size
         if needed > memory().available:
             return f"the source at float32 needs about {needed:,} bytes of memory, more than are available"
-    compatibility = load_object(target.provider)().compatibility(find_variant(staged, None))
+    compatibility = _compatibility(staged, target)
     emulated = target.evidence == "emulated" and compatibility.fit is Fit.USABLE  # too slow for thousands of tokens
-    return compatibility.reason if emulated or compatibility.fit in (Fit.UNSUPPORTED, Fit.RECOMPILE) else ""
+    return compatibility.reason if emulated or not compatibility.fit.runs else ""
+
+
+def _compatibility(staged: Artifact, target: Target) -> Compatibility:
+    """How a staged artifact and this machine fit."""
+    return provider_of(target).compatibility(find_variant(staged, None))
 
 
 def _dump(model: ir.Model, folder: Path, index: int, phase: str) -> None:

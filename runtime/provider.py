@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from aicc.runtime.errors import UnsupportedError
+from aicc.runtime.errors import MismatchError, UnsupportedError
+from aicc.runtime.target import Target, load_object
 
 if TYPE_CHECKING:
     from aicc.runtime.artifact import Artifact, Signature, Variant
@@ -30,6 +31,11 @@ class Fit(Enum):
     USABLE = "usable"  # runs, something is not as it was compiled for
     RECOMPILE = "recompile"  # the executable cannot be used here; the model can be compiled again for this machine
     UNSUPPORTED = "unsupported"  # this machine cannot run it at all
+
+    @property
+    def runs(self) -> bool:
+        """Whether what fits so can be loaded."""
+        return self in (Fit.OPTIMAL, Fit.USABLE)
 
 
 class Compatibility(msgspec.Struct, frozen=True):
@@ -173,3 +179,19 @@ class ExecutionProvider(Protocol):
     def load(self, artifact: Artifact, variant: Variant, options: LoadOptions) -> Executable:
         """Make a variant ready to run; weights are mapped, not copied, where the device can."""
         ...
+
+
+def provider_of(target: Target) -> ExecutionProvider:
+    """The runtime half of a target's family.
+
+    Raises:
+        MismatchError: It has none.
+        ModuleNotFoundError: It needs a package that is not installed.
+    """
+    if target.provider is None:
+        raise MismatchError(
+            f"{target.name} runs outside aicc, by the tools of the chip's maker.",
+            "Compile the model for a target that runs here: `aicc targets`.",
+        )
+    provider: ExecutionProvider = load_object(target.provider)()  # type: ignore[operator]
+    return provider

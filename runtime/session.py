@@ -17,11 +17,11 @@ from aicc.runtime.provider import (
     Compatibility,
     DecoderExecutable,
     Executable,
-    ExecutionProvider,
     Fit,
     LoadOptions,
+    provider_of,
 )
-from aicc.runtime.target import find_target, load_object
+from aicc.runtime.target import find_target
 
 if TYPE_CHECKING:
     from aicc.runtime.embedding import Embedder
@@ -191,13 +191,9 @@ def find_variant(artifact: Artifact, device: str | None) -> Variant:
 def _runs_here(variant: Variant) -> bool:
     """Whether a variant's provider would load it; what keeps one from answering is told to who asks for it alone."""
     try:
-        provider = find_target(variant.target).provider
-        if provider is None:
-            return False
-        compatibility: Compatibility = load_object(provider)().compatibility(variant)  # type: ignore[operator]
+        return provider_of(find_target(variant.target)).compatibility(variant).fit.runs
     except (AiccError, ModuleNotFoundError):
         return False
-    return compatibility.fit in (Fit.OPTIMAL, Fit.USABLE)
 
 
 def _target_device(variant: Variant) -> str | None:
@@ -232,14 +228,9 @@ def load_artifact(
             f"{artifact.path} was compiled for {variant.target}, which this installation does not know.",
             "Install the package that brings this target, or compile the model for another.",
         ) from error
-    if target.provider is None:
-        raise MismatchError(
-            f"{target.name} runs outside aicc, by the tools of the chip's maker.",
-            "Compile the model for a target that runs here: `aicc targets`.",
-        )
-    provider: ExecutionProvider = load_object(target.provider)()  # type: ignore[operator]
+    provider = provider_of(target)
     compatibility = provider.compatibility(variant)
-    if compatibility.fit in (Fit.RECOMPILE, Fit.UNSUPPORTED):
+    if not compatibility.fit.runs:
         name = target.name if target.runs_on(processor()) else target.family
         again = f"Compile the model again on this machine: aicc compile MODEL --target {name} -o OUT.aicc"
         raise MismatchError(

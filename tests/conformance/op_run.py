@@ -17,7 +17,8 @@ from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
 from aicc.runtime import load
 from aicc.runtime.errors import AiccError, MismatchError, UnsupportedError
-from aicc.runtime.target import Target, all_targets, find_target, load_object
+from aicc.runtime.provider import provider_of
+from aicc.runtime.target import Target, all_targets, find_target
 
 Status = Literal["ok", "refused", "differs", "fails"]
 
@@ -52,10 +53,8 @@ def targets_here() -> tuple[Target, ...]:
 
 
 def _has_device(target: Target) -> bool:
-    if target.provider is None:
-        return False
     try:
-        return any(device.name.split(".")[0] == target.device for device in load_object(target.provider)().devices())
+        return any(device.name.split(".")[0] == target.device for device in provider_of(target).devices())
     except MismatchError:
         return False
 

@@ -17,8 +17,8 @@ from aicc.compiler.package import ArtifactWriter
 from aicc.runtime import Artifact, load
 from aicc.runtime.artifact import GRAPH_PATH, FileEntry, SourceInfo
 from aicc.runtime.errors import IntegrityError, ResourceError, UnsupportedError, UsageError
-from aicc.runtime.provider import DecoderExecutable, ExecutionProvider, Fit, LoadOptions
-from aicc.runtime.target import Target, find_target, load_object
+from aicc.runtime.provider import DecoderExecutable, Fit, LoadOptions, provider_of
+from aicc.runtime.target import Target, find_target
 from aicc.targets.null.lowering import lower
 from aicc.targets.portable import read_graph
 
@@ -61,7 +61,7 @@ def test_more_tokens_than_any_memory_holds_are_refused(tmp_path, tokens):
 
 @pytest.mark.parametrize("target", FAMILIES)
 def test_a_provider_names_its_device_and_judges_variants(small_artifact, target):
-    provider: ExecutionProvider = load_object(find_target(target).provider)()
+    provider = provider_of(find_target(target))
     (device,) = provider.devices()
     assert device.name == find_target(target).device
     variant = Artifact.open(small_artifact).variant(target)
@@ -131,7 +131,7 @@ def test_values_the_graph_cannot_compute_with_are_a_clear_error(tmp_path, target
         model.graph.node[-1].op_type = "Gather"  # fixed[fixed], out of range for [1, 2]
 
     artifact = damaged(write_small(tmp_path / "small.aicc", target), look_up)
-    provider = load_object(find_target(target).provider)()
+    provider = provider_of(find_target(target))
     executable = provider.load(artifact, artifact.variant(), LoadOptions())
     inputs = {"x": np.zeros((3, 8), np.float32), "negate": np.array(True), "fixed": np.array([1, 2])}
     with pytest.raises(UsageError, match="cannot run the model on these inputs"):
@@ -144,7 +144,7 @@ def test_a_node_the_evaluator_lacks_is_refused_when_loading(tmp_path, target):
         model.graph.node[0].op_type = "Nonsense"
 
     artifact = damaged(write_small(tmp_path / "small.aicc", target), rename)
-    provider = load_object(find_target(target).provider)()
+    provider = provider_of(find_target(target))
     with pytest.raises(UnsupportedError, match="Nonsense"):
         provider.load(artifact, artifact.variant(), LoadOptions())
 

@@ -1,5 +1,4 @@
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import openai
@@ -10,18 +9,18 @@ from small_tensors import write_small
 from aicc.runtime import load
 from aicc.runtime.artifact import Artifact, Signature
 from aicc.runtime.generator import Model
-from aicc.runtime.provider import DecoderExecutable, LoadOptions
+from aicc.runtime.provider import DecoderExecutable, LoadOptions, provider_of
 from aicc.runtime.server import create_app
 from aicc.runtime.session import Session
-from aicc.runtime.target import find_target, load_object
+from aicc.runtime.target import find_target
 
 
 @pytest.fixture(scope="session")
 def executable(demo_artifact: Artifact) -> Iterator[DecoderExecutable]:
     """The demo model on this machine's processor, loaded once."""
     variant = demo_artifact.variant(None)
-    provider: Any = load_object(find_target(variant.target).provider)
-    loaded = provider().load(demo_artifact, variant, LoadOptions())
+    loaded = provider_of(find_target(variant.target)).load(demo_artifact, variant, LoadOptions())
+    assert isinstance(loaded, DecoderExecutable)
     yield loaded
     loaded.close()
 
