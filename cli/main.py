@@ -6,7 +6,6 @@ that only run models work where the compiler is not installed.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -98,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def explain(error: Exception) -> tuple[str, int]:
     """One line for a person, and the exit code, for anything a command may raise."""
-    from aicc.runtime.errors import AiccError
+    from aicc.runtime.errors import AiccError, is_disk_full
 
     if isinstance(error, AiccError):
         return str(error), error.exit_code
@@ -109,7 +108,7 @@ def explain(error: Exception) -> tuple[str, int]:
         return error.format_message(), 2
     if isinstance(error, MemoryError):
         return "out of memory. Close other programs, or compile with fewer bits (--quant int4).", 5
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_disk_full(error):
         return f"no space left on the disk{_of(error)}. Free some space, or write elsewhere.", 5
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}{_of(error)}. Check the path and its permissions.", 2

@@ -8,7 +8,6 @@ leftover nobody holds is swept away by the next one that wants the same destinat
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import os
 import re
@@ -18,9 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from aicc.runtime.errors import ResourceError, UsageError
+from aicc.runtime.errors import ResourceError, UsageError, is_disk_full
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RENAME_EXCHANGE = 2  # <linux/fs.h>
 _AT_FDCWD = -100  # <fcntl.h>
 _staging: set[Path] = set()  # what this process is filling
@@ -41,7 +39,7 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in NO_SPACE:
+        if is_disk_full(error):
             raise no_space(path, needed, error) from error
         raise UsageError(f"{path} cannot be written: {error.strerror}.", "Choose another output path.") from error
 

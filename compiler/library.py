@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aicc.compiler.disk import NO_SPACE, make_staging, move_into_place, no_space, sweep_leftovers, writing
+from aicc.compiler.disk import make_staging, move_into_place, no_space, sweep_leftovers, writing
 from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
 from aicc.compiler.report import CompileReport
 from aicc.runtime.artifact import Artifact
-from aicc.runtime.errors import UsageError
+from aicc.runtime.errors import UsageError, is_disk_full
 from aicc.runtime.target import Target, load_object
 
 _MARK = "aicc_model.h"  # what says that a folder is such a library
@@ -48,7 +48,7 @@ def compile_to_library(source: str | Source, target: Target, output: Path, **opt
             report.notes += write(Artifact.open(artifact), staging / "library", target)
             move_into_place(staging / "library", output)
     except OSError as error:
-        if error.errno in NO_SPACE:
+        if is_disk_full(error):
             raise no_space(Path(error.filename or output), None, error) from error
         raise
     finally:

@@ -7,7 +7,6 @@ unpacked into ``$XDG_CACHE_HOME/aicc/models/<name>/<version>/``.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ from typing import IO
 
 import msgspec
 
-from aicc.runtime.errors import AiccError, IntegrityError, ResourceError, UsageError
+from aicc.runtime.errors import AiccError, IntegrityError, ResourceError, UsageError, is_disk_full
 from aicc.runtime.machine import cache_directory
 
 Progress = Callable[[str], None]
@@ -343,7 +342,7 @@ def _sha256(path: Path) -> str:
 
 def _disk_error(error: OSError, directory: Path) -> AiccError:
     """The foreseen failure behind an OSError while writing the cache."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return ResourceError(
             f"the disk of {directory} is full.", "Free some disk, or set XDG_CACHE_HOME to a larger one."
         )

@@ -19,7 +19,6 @@ import msgspec
 import onnx_ir as ir
 
 from aicc.compiler.disk import (
-    NO_SPACE,
     free_bytes,
     make_staging,
     move_into_place,
@@ -49,7 +48,7 @@ from aicc.runtime.artifact import (
     Timings,
     encode_manifest,
 )
-from aicc.runtime.errors import IntegrityError, UsageError
+from aicc.runtime.errors import IntegrityError, UsageError, is_disk_full
 
 _TOP_LEVEL = {MANIFEST_NAME, TIMINGS_PATH} | {
     path.split("/")[0] for path in (GRAPH_PATH, WEIGHTS_PATH, REPORT_PATH, TOKENIZER_PATH, "variants/<name>")
@@ -100,7 +99,7 @@ class ArtifactWriter:
         self.weights.close()
         shutil.rmtree(self.path, ignore_errors=True)  # after a commit, this is the artifact that was replaced
         os.close(self._lock)
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
+        if is_disk_full(error):
             raise no_space(Path(error.filename or self.output), None, error) from error
 
     def variant_directory(self, name: str) -> Path:

@@ -7,6 +7,9 @@ file, node or field, and what to do. The command line prints it on one line and 
 
 from __future__ import annotations
 
+import errno
+from typing import TypeGuard
+
 
 class AiccError(Exception):
     """A foreseen failure.
@@ -34,11 +37,6 @@ class UnsupportedError(AiccError):
     """A model, operator or number format that cannot be handled (exit code 3)."""
 
     exit_code = 3
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error of another library says, without its full stop, or what kind it is."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
 
 
 class MismatchError(AiccError):
@@ -80,3 +78,13 @@ class ContextLengthError(UsageError):
             f"the prompt has {prompt_tokens} tokens and the model's context holds {context_length}.",
             "Shorten the prompt; nothing is truncated silently.",
         )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error of another library says, without its full stop, or what kind it is."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+
+
+def is_disk_full(error: BaseException | None) -> TypeGuard[OSError]:
+    """Whether the system refused to write more: the disk, a quota or the process's file size limit is exhausted."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

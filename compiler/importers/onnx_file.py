@@ -18,7 +18,7 @@ from onnx_ir.passes import common as common_passes
 from aicc.compiler.importers import ImportedModel, Source
 from aicc.compiler.importers.files import contained_file, model_root, read_tokenizer
 from aicc.runtime.artifact import SourceInfo
-from aicc.runtime.errors import IntegrityError, UnsupportedError
+from aicc.runtime.errors import IntegrityError, UnsupportedError, first_line
 
 _MOST_NODES = 1_000_000  # of a graph with its functions in place of their calls
 # What attributes of words may say. ONNX' checker does not look, and whoever compares with one word takes any other for
@@ -206,8 +206,7 @@ def _check_graph(proto: onnx.ModelProto, path: Path) -> None:
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or "no reason given").splitlines()[0].rstrip(".")
-        raise IntegrityError(f"{path} breaks ONNX's rules: {reason}.", "Export the model again.") from error
+        raise IntegrityError(f"{path} breaks ONNX's rules: {first_line(error)}.", "Export the model again.") from error
 
 
 def _check_words(model: ir.Model, path: Path) -> None:

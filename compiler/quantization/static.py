@@ -32,7 +32,7 @@ from aicc.compiler.importers import ImportedModel
 from aicc.compiler.quantization.policy import Quant, quantize
 from aicc.compiler.quantization.samples import Sample
 from aicc.compiler.quiet import quiet
-from aicc.runtime.errors import ResourceError, UnsupportedError, UsageError
+from aicc.runtime.errors import ResourceError, UnsupportedError, UsageError, first_line
 from aicc.runtime.target import Target
 
 # So many of an 8-bit activation's values lie inside its range. EfficientNet-Lite0 on 22 images, mean cosine of the
@@ -100,9 +100,8 @@ def calibrate(imported: ImportedModel, target: Target, samples: Sequence[Sample]
                 f"the graph cannot be written to {folder}: {error}.", "Free some space or point TMPDIR elsewhere."
             ) from error
         except Exception as error:  # onnxruntime's own classes share no narrower base
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UnsupportedError(
-                f"onnxruntime cannot calibrate the graph: {reason}.",
+                f"onnxruntime cannot calibrate the graph: {first_line(error)}.",
                 "Check the samples, and that the graph computes nothing infinite with them.",
             ) from error
     return f"int8 by channel, {kind} activations ({len(samples)} samples)"
