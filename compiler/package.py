@@ -42,10 +42,10 @@ from aicc.runtime.artifact import (
     TOKENIZER_PATH,
     WEIGHTS_PATH,
     Artifact,
+    CompileTimings,
     FileEntry,
     Format,
     Manifest,
-    Timings,
     encode_manifest,
 )
 from aicc.runtime.errors import IntegrityError, UsageError, is_disk_full
@@ -151,7 +151,7 @@ class ArtifactWriter:
         """
         self.weights.finish()
         facts = msgspec.to_builtins(report, order="deterministic")
-        self._write(TIMINGS_PATH, _json(msgspec.to_builtins(msgspec.convert(facts, Timings))))
+        self._write(TIMINGS_PATH, _json(msgspec.to_builtins(msgspec.convert(facts, CompileTimings))))
         self._write(REPORT_PATH, _json(_without_volatile(facts)))
         files = tuple(self._entry(path) for path in self._listed())
         complete = msgspec.structs.replace(manifest, format=Format(FORMAT_MAJOR, FORMAT_MINOR), files=files)

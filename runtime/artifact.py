@@ -25,6 +25,7 @@ from aicc.runtime.manifest import (
     FORMAT_MINOR,
     MANIFEST_NAME,
     TIMINGS_PATH,
+    CompileTimings,
     EmbeddingFacts,
     FileEntry,
     Format,
@@ -35,7 +36,6 @@ from aicc.runtime.manifest import (
     Signature,
     SourceInfo,
     TensorSpec,
-    Timings,
     Variant,
     damaged,
     decode_json,
@@ -57,6 +57,7 @@ __all__ = [
     "TOKENIZER_PATH",
     "WEIGHTS_PATH",
     "Artifact",
+    "CompileTimings",
     "EmbeddingFacts",
     "FileEntry",
     "Format",
@@ -67,7 +68,6 @@ __all__ = [
     "Signature",
     "SourceInfo",
     "TensorSpec",
-    "Timings",
     "Variant",
     "decode_manifest",
     "encode_manifest",
@@ -188,7 +188,7 @@ class Artifact:
         timings_path = self.path / TIMINGS_PATH
         if timings_path.is_file() and not timings_path.is_symlink():
             try:
-                timings = decode_json(_read_bounded(timings_path), timings_path, Timings)
+                timings = decode_json(_read_bounded(timings_path), timings_path, CompileTimings)
             except IntegrityError:
                 return report
             _add_missing(report, msgspec.to_builtins(timings))

@@ -187,7 +187,7 @@ class PhaseTiming(msgspec.Struct, frozen=True):
     passes: list[PassTiming] = []
 
 
-class Timings(msgspec.Struct, frozen=True):
+class CompileTimings(msgspec.Struct, frozen=True):
     """What is measured of a compile rather than decided by it: the part of the report that changes every run."""
 
     phases: list[PhaseTiming] = []

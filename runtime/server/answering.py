@@ -13,9 +13,9 @@ from starlette.responses import Response
 
 from aicc.runtime.server.bodies import json_response
 from aicc.runtime.server.errors import too_late
-from aicc.runtime.server.generation import Generation, Outcome
 from aicc.runtime.server.recording import RequestRecord, record_of
 from aicc.runtime.server.registry import Decoder
+from aicc.runtime.server.sequence_group import Outcome, SequenceGroup
 from aicc.runtime.server.sse import EVENTS, EventStream, unless_disconnected
 
 T = TypeVar("T")
@@ -24,11 +24,11 @@ T = TypeVar("T")
 class Form(Protocol):
     """How one endpoint writes what was generated."""
 
-    def answer(self, generation: Generation, outcomes: Sequence[Outcome]) -> msgspec.Struct:
+    def answer(self, group: SequenceGroup, outcomes: Sequence[Outcome]) -> msgspec.Struct:
         """The whole answer."""
         ...
 
-    def events(self, generation: Generation) -> AsyncGenerator[bytes, None]:
+    def events(self, group: SequenceGroup) -> AsyncGenerator[bytes, None]:
         """A whole stream, encoded; a failure is its last event."""
         ...
 
@@ -37,7 +37,7 @@ async def answer(
     request: Request,
     decoder: Decoder,
     sequences: int,
-    prepare: Callable[[Generation], Form],
+    prepare: Callable[[SequenceGroup], Form],
     stream: bool,
     media_type: str = EVENTS,
 ) -> Response:
@@ -56,17 +56,17 @@ async def answer(
     """
     record = record_of(request.scope)
     record.model = decoder.name
-    generation = Generation(decoder.thread, sequences, record)
+    group = SequenceGroup(decoder.thread, sequences, record)
     with ExitStack() as ending:
-        ending.callback(generation.close)
-        prepared = asyncio.get_running_loop().run_in_executor(decoder.text, prepare, generation)
+        ending.callback(group.close)
+        prepared = asyncio.get_running_loop().run_in_executor(decoder.text, prepare, group)
         form = await unless_disconnected(request.receive, prepared)
-        generation.start()
+        group.start()
         if stream:
-            return EventStream(form.events(generation), ending.pop_all().close, media_type)
-        outcomes = await unless_disconnected(request.receive, generation.outcomes())
+            return EventStream(form.events(group), ending.pop_all().close, media_type)
+        outcomes = await unless_disconnected(request.receive, group.outcomes())
     # Log-probabilities of many long prompts take seconds to write, in which others go on.
-    return await asyncio.to_thread(lambda: json_response(form.answer(generation, outcomes)))
+    return await asyncio.to_thread(lambda: json_response(form.answer(group, outcomes)))
 
 
 async def in_time(request: Request, work: Awaitable[T]) -> T:

@@ -12,7 +12,7 @@ from aicc.runtime.errors import AiccError
 from aicc.runtime.generator import Model
 from aicc.runtime.sampling import SamplingParams
 from aicc.runtime.server.errors import ApiError, from_foreseen
-from aicc.runtime.server.generation import Generation
+from aicc.runtime.server.sequence_group import SequenceGroup
 from aicc.runtime.tools.formats import MOST_CALLS, Function, ToolFormat, template_input, tool_format
 from aicc.runtime.tools.grammar import calls_grammar, optional_calls_grammar
 from aicc.runtime.tools.parser import ToolCallParser
@@ -53,11 +53,11 @@ class Conversation:
     parallel: bool = True
     schema: Mapping[str, Any] | None = None
 
-    def prepare(self, generation: Generation, choices: Sequence[SamplingParams]) -> Callable[[], ToolCallParser] | None:
+    def prepare(self, group: SequenceGroup, choices: Sequence[SamplingParams]) -> Callable[[], ToolCallParser] | None:
         """Make the sequences. Slow for long conversations; runs on any thread.
 
         Args:
-            generation: Gets them.
+            group: Gets them.
             choices: How to sample each choice.
 
         Returns:
@@ -66,7 +66,7 @@ class Conversation:
         Raises:
             ApiError: The chat template refuses the conversation, or a schema cannot be enforced.
         """
-        model = generation.model
+        model = group.model
         try:
             form = tool_format(model.chat_template.source)
             shown, definitions = template_input(form, self.messages, self.functions)
@@ -74,7 +74,7 @@ class Conversation:
         except AiccError as error:
             raise from_foreseen(error, self.fields.messages) from error
         marker = model.tokenizer.special_tokens.get(form.marker)
-        generation.prepare([ids], choices, self.fields.messages, self._constraint(model, form, marker))
+        group.prepare([ids], choices, self.fields.messages, self._constraint(model, form, marker))
         names = [function.name for function in self.functions]
         return partial(ToolCallParser, form, names, marker) if names else None
 

@@ -13,8 +13,8 @@ from msgspec import UNSET
 
 from aicc.runtime.request import Piece
 from aicc.runtime.server.errors import ApiError
-from aicc.runtime.server.generation import Generation, Outcome, finish_reason
 from aicc.runtime.server.ollama.schema import Answer, AnswerMessage, CalledFunction, ToolCall
+from aicc.runtime.server.sequence_group import Outcome, SequenceGroup, finish_reason
 from aicc.runtime.tools.parser import Arguments, Call, Said, Text, ToolCallParser
 
 LINES = "application/x-ndjson"
@@ -39,22 +39,22 @@ class OllamaForm:
         self._parser = parser() if parser is not None else None
         self._calls: list[tuple[Call, list[str]]] = []  # with their arguments as they come
 
-    def answer(self, generation: Generation, outcomes: Sequence[Outcome]) -> Answer:
+    def answer(self, group: SequenceGroup, outcomes: Sequence[Outcome]) -> Answer:
         """See :class:`aicc.runtime.server.answering.Form`."""
         pieces = outcomes[0].pieces
         text = "".join([self._text(piece) for piece in pieces])
-        return self._last(generation, pieces[-1], text, self._called())
+        return self._last(group, pieces[-1], text, self._called())
 
-    async def events(self, generation: Generation) -> AsyncGenerator[bytes, None]:
+    async def events(self, group: SequenceGroup) -> AsyncGenerator[bytes, None]:
         """See :class:`aicc.runtime.server.answering.Form`."""
         try:
-            async for _, piece in generation.pieces():
+            async for _, piece in group.pieces():
                 text = self._text(piece)
                 calls = self._called() if piece.finish_reason is not None else []
                 if text or calls:
                     yield _line(self._answer(text, calls, done=False))
                 if piece.finish_reason is not None:
-                    yield _line(self._last(generation, piece, "", []))
+                    yield _line(self._last(group, piece, "", []))
         except ApiError as error:
             yield error.body(plain=True) + b"\n"
 
@@ -87,8 +87,8 @@ class OllamaForm:
             calls.append(ToolCall(CalledFunction(call.name, arguments, call.index), call.id))
         return calls
 
-    def _last(self, generation: Generation, piece: Piece, text: str, calls: list[ToolCall]) -> Answer:
-        timings = generation.timings(0)
+    def _last(self, group: SequenceGroup, piece: Piece, text: str, calls: list[ToolCall]) -> Answer:
+        timings = group.timings(0)
         return self._answer(
             text,
             calls,

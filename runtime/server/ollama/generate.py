@@ -14,15 +14,15 @@ from aicc.runtime.server.answering import answer
 from aicc.runtime.server.bodies import BodyReader
 from aicc.runtime.server.conversation import json_constraint
 from aicc.runtime.server.errors import invalid, unimplemented
-from aicc.runtime.server.generation import Generation
 from aicc.runtime.server.ollama.conversation import chat_of, prompt_of, sampling_params, schema_of
 from aicc.runtime.server.ollama.form import LINES, OllamaForm
 from aicc.runtime.server.ollama.schema import ChatRequest, GenerateRequest, GeneratingRequest
 from aicc.runtime.server.recording import record_of
 from aicc.runtime.server.registry import Decoder, Registry
+from aicc.runtime.server.sequence_group import SequenceGroup
 from aicc.runtime.tools.parser import ToolCallParser
 
-Prepare = Callable[[Generation], Callable[[], ToolCallParser] | None]
+Prepare = Callable[[SequenceGroup], Callable[[], ToolCallParser] | None]
 
 
 def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
@@ -36,9 +36,9 @@ def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
         model = registry.decoder(asked.model)
         conversation = chat_of(asked)
 
-        def prepare(generation: Generation) -> Callable[[], ToolCallParser] | None:
-            params = sampling_params(asked.options, generation.model.context_length)
-            return conversation.prepare(generation, [params])
+        def prepare(group: SequenceGroup) -> Callable[[], ToolCallParser] | None:
+            params = sampling_params(asked.options, group.model.context_length)
+            return conversation.prepare(group, [params])
 
         return await _answer(request, model, asked, prepare)
 
@@ -48,14 +48,14 @@ def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
         model = registry.decoder(asked.model)
         _check(asked)
 
-        def prepare(generation: Generation) -> None:
-            params = sampling_params(asked.options, generation.model.context_length)
+        def prepare(group: SequenceGroup) -> None:
+            params = sampling_params(asked.options, group.model.context_length)
             if not asked.raw:
-                prompt_of(asked).prepare(generation, [params])
+                prompt_of(asked).prepare(group, [params])
                 return
             schema = schema_of(asked.format)
-            constraint = None if schema is None else partial(json_constraint, generation.model, schema, "format")
-            generation.prepare([asked.prompt], [params], "prompt", constraint)
+            constraint = None if schema is None else partial(json_constraint, group.model, schema, "format")
+            group.prepare([asked.prompt], [params], "prompt", constraint)
 
         return await _answer(request, model, asked, prepare)
 
@@ -63,9 +63,9 @@ def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
 
 
 async def _answer(request: Request, model: Decoder, asked: GeneratingRequest, prepare: Prepare) -> Response:
-    def form(generation: Generation) -> OllamaForm:
+    def form(group: SequenceGroup) -> OllamaForm:
         started = record_of(request.scope).started
-        return OllamaForm(model.name, started, isinstance(asked, ChatRequest), prepare(generation))
+        return OllamaForm(model.name, started, isinstance(asked, ChatRequest), prepare(group))
 
     return await answer(request, model, 1, form, asked.stream is not False, LINES)
 

@@ -10,12 +10,12 @@ from starlette.routing import Route
 from aicc.runtime.server.answering import answer
 from aicc.runtime.server.bodies import BodyReader
 from aicc.runtime.server.errors import invalid
-from aicc.runtime.server.generation import Generation
 from aicc.runtime.server.openai.chat_form import ChatForm
 from aicc.runtime.server.openai.chat_input import conversation_of
 from aicc.runtime.server.openai.chat_schema import ChatRequest
 from aicc.runtime.server.openai.sampling import UNBOUNDED, check_stream_options, includes_usage, sampling_params
 from aicc.runtime.server.registry import Registry
+from aicc.runtime.server.sequence_group import SequenceGroup
 
 
 def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
@@ -29,11 +29,11 @@ def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
         _check(asked)
         conversation = conversation_of(asked)
 
-        def prepare(generation: Generation) -> ChatForm:
+        def prepare(group: SequenceGroup) -> ChatForm:
             limit = asked.max_completion_tokens or asked.max_tokens or UNBOUNDED
             logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-            parser = conversation.prepare(generation, sampling_params(asked, limit, logprobs))
-            return ChatForm(generation.model, model.name, model.fingerprint, includes_usage(asked), parser)
+            parser = conversation.prepare(group, sampling_params(asked, limit, logprobs))
+            return ChatForm(group.model, model.name, model.fingerprint, includes_usage(asked), parser)
 
         return await answer(request, model, asked.n or 1, prepare, bool(asked.stream))
 

@@ -9,7 +9,6 @@ from msgspec import UNSET
 
 from aicc.runtime.generator import Model
 from aicc.runtime.request import Piece
-from aicc.runtime.server.generation import Generation, Outcome, finish_reason
 from aicc.runtime.server.openai.chat_schema import (
     AnswerMessage,
     CalledFunction,
@@ -28,6 +27,7 @@ from aicc.runtime.server.openai.chat_schema import (
 )
 from aicc.runtime.server.openai.forms import Logprobs, StreamedForm, token_text, usage_of
 from aicc.runtime.server.openai.schema import Usage
+from aicc.runtime.server.sequence_group import Outcome, SequenceGroup, finish_reason
 from aicc.runtime.tools.parser import Arguments, Call, Said, Text, ToolCallParser
 
 
@@ -49,19 +49,19 @@ class ChatForm(StreamedForm):
         super().__init__(model, name, fingerprint, include_usage)
         self._parsers: defaultdict[int, ToolCallParser] | None = None if parser is None else defaultdict(parser)
 
-    def answer(self, generation: Generation, outcomes: Sequence[Outcome]) -> ChatCompletion:
+    def answer(self, group: SequenceGroup, outcomes: Sequence[Outcome]) -> ChatCompletion:
         """See :class:`aicc.runtime.server.answering.Form`."""
-        choices = [self._choice(generation, i, outcome) for i, outcome in enumerate(outcomes)]
-        usage = usage_of(generation)
+        choices = [self._choice(group, i, outcome) for i, outcome in enumerate(outcomes)]
+        usage = usage_of(group)
         return ChatCompletion("chatcmpl-" + self._id, self._created, self._name, choices, usage, self._fingerprint)
 
     def opening(self, index: int) -> Iterator[ChatChunk]:
         """See :class:`StreamedForm`."""
         yield self._chunk([ChunkChoice(index, Delta("assistant", ""))])
 
-    def piece(self, generation: Generation, index: int, piece: Piece) -> Iterator[ChatChunk]:
+    def piece(self, group: SequenceGroup, index: int, piece: Piece) -> Iterator[ChatChunk]:
         """See :class:`StreamedForm`."""
-        logprobs = self._logprobs(generation.logprobs(piece))
+        logprobs = self._logprobs(group.logprobs(piece))
         deltas = [_delta(said) for said in self._said(index, piece)] or [Delta(content="")] * (logprobs is not None)
         for i, delta in enumerate(deltas):
             yield self._chunk([ChunkChoice(index, delta, None, logprobs if i == 0 else None)])
@@ -72,7 +72,7 @@ class ChatForm(StreamedForm):
         """See :class:`StreamedForm`."""
         return self._chunk([], usage)
 
-    def _choice(self, generation: Generation, index: int, outcome: Outcome) -> ChatChoice:
+    def _choice(self, group: SequenceGroup, index: int, outcome: Outcome) -> ChatChoice:
         said = [each for piece in outcome.pieces for each in self._said(index, piece)]
         text = "".join(each.text for each in said if isinstance(each, Text))
         calls = [
@@ -81,7 +81,7 @@ class ChatForm(StreamedForm):
             if isinstance(call, Call)
         ]
         message = AnswerMessage((text if text.strip() else None) if calls else text, calls or UNSET)
-        logprobs = [each for piece in outcome.pieces for each in generation.logprobs(piece)]
+        logprobs = [each for piece in outcome.pieces for each in group.logprobs(piece)]
         finish = self._finish(index, outcome.pieces[-1])
         return ChatChoice(index, message, finish, self._logprobs(logprobs))
 

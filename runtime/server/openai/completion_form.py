@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from aicc.runtime.generator import Model
 from aicc.runtime.request import Piece
 from aicc.runtime.sampling import TokenLogprobs
-from aicc.runtime.server.generation import Generation, Outcome, finish_reason
 from aicc.runtime.server.openai.completion_schema import Completion, CompletionChoice, CompletionLogprobs
 from aicc.runtime.server.openai.forms import StreamedForm, token_text, usage_of
 from aicc.runtime.server.openai.schema import Usage
+from aicc.runtime.server.sequence_group import Outcome, SequenceGroup, finish_reason
 
 
 class CompletionForm(StreamedForm):
@@ -35,18 +35,18 @@ class CompletionForm(StreamedForm):
         self._echo_logprobs = echo_logprobs
         self._offsets: dict[int, int] = {}  # characters of each choice so far
 
-    def answer(self, generation: Generation, outcomes: Sequence[Outcome]) -> Completion:
+    def answer(self, group: SequenceGroup, outcomes: Sequence[Outcome]) -> Completion:
         """See :class:`aicc.runtime.server.answering.Form`."""
-        choices = [self._choice(generation, i, outcome.pieces) for i, outcome in enumerate(outcomes)]
-        return self._completion(choices, usage_of(generation))
+        choices = [self._choice(group, i, outcome.pieces) for i, outcome in enumerate(outcomes)]
+        return self._completion(choices, usage_of(group))
 
     def opening(self, index: int) -> Iterator[Completion]:
         """See :class:`StreamedForm`."""
         yield from ()
 
-    def piece(self, generation: Generation, index: int, piece: Piece) -> Iterator[Completion]:
+    def piece(self, group: SequenceGroup, index: int, piece: Piece) -> Iterator[Completion]:
         """See :class:`StreamedForm`."""
-        choice = self._choice(generation, index, [piece])
+        choice = self._choice(group, index, [piece])
         if choice.text or choice.logprobs:
             yield self._completion([CompletionChoice(index, choice.text, None, choice.logprobs)])
         if choice.finish_reason is not None:
@@ -56,17 +56,17 @@ class CompletionForm(StreamedForm):
         """See :class:`StreamedForm`."""
         return self._completion([], usage)
 
-    def _choice(self, generation: Generation, index: int, pieces: Sequence[Piece]) -> CompletionChoice:
+    def _choice(self, group: SequenceGroup, index: int, pieces: Sequence[Piece]) -> CompletionChoice:
         """What some pieces add to a choice; the first brings its prompt too, where that is wanted."""
         text, told = "", _Told()
         if self._echo is not None and index not in self._offsets:
             text = self._echo[index]
             if self._echo_logprobs:
-                ids, logprobs = generation.prompt(index)
+                ids, logprobs = group.prompt(index)
                 self._tell_prompt(told, text, ids, logprobs)
         offset = self._offsets.get(index, len(text))
         for piece in pieces:
-            for token, found in generation.logprobs(piece):
+            for token, found in group.logprobs(piece):
                 told.add(self._model, token, found, offset)
                 offset += len(told.tokens[-1])
             text += piece.text

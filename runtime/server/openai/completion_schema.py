@@ -8,8 +8,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from aicc.runtime.server.fields import TokenId, Unimplemented
-from aicc.runtime.server.generation import FinishReason
 from aicc.runtime.server.openai.schema import SamplingRequest, Usage
+from aicc.runtime.server.sequence_group import FinishReason
 
 MAX_PROMPTS = 64
 MAX_LOGPROBS = 5

@@ -14,8 +14,8 @@ from aicc.runtime.generator import Model
 from aicc.runtime.request import Piece
 from aicc.runtime.sampling import TokenLogprobs
 from aicc.runtime.server.errors import ApiError
-from aicc.runtime.server.generation import Generation
 from aicc.runtime.server.openai.schema import PromptTokensDetails, Usage
+from aicc.runtime.server.sequence_group import SequenceGroup
 from aicc.runtime.server.sse import DONE, event
 
 Logprobs = Sequence[tuple[int, TokenLogprobs]]
@@ -45,33 +45,33 @@ class StreamedForm(ABC):
         """The events before a choice's first piece."""
 
     @abstractmethod
-    def piece(self, generation: Generation, index: int, piece: Piece) -> Iterator[msgspec.Struct]:
+    def piece(self, group: SequenceGroup, index: int, piece: Piece) -> Iterator[msgspec.Struct]:
         """The events of a choice's next piece."""
 
     @abstractmethod
     def usage(self, usage: Usage) -> msgspec.Struct:
         """The last event, if token counts were asked for."""
 
-    async def events(self, generation: Generation) -> AsyncGenerator[bytes, None]:
+    async def events(self, group: SequenceGroup) -> AsyncGenerator[bytes, None]:
         """See :class:`aicc.runtime.server.answering.Form`."""
         try:
-            for index in range(generation.size):
+            for index in range(group.size):
                 for message in self.opening(index):
                     yield event(message)
-            async for index, piece in generation.pieces():
-                for message in self.piece(generation, index, piece):
+            async for index, piece in group.pieces():
+                for message in self.piece(group, index, piece):
                     yield event(message)
             if self._include_usage:
-                yield event(self.usage(usage_of(generation)))
+                yield event(self.usage(usage_of(group)))
             yield DONE
         except ApiError as error:
             yield b"data: " + error.body() + b"\n\n"
 
 
-def usage_of(generation: Generation) -> Usage:
+def usage_of(group: SequenceGroup) -> Usage:
     """Token counts so far."""
-    prompt, completion = generation.prompt_tokens, generation.completion_tokens
-    return Usage(prompt, completion, prompt + completion, PromptTokensDetails(generation.cached_tokens))
+    prompt, completion = group.prompt_tokens, group.completion_tokens
+    return Usage(prompt, completion, prompt + completion, PromptTokensDetails(group.cached_tokens))
 
 
 def token_text(model: Model, token: int) -> str:

@@ -11,7 +11,6 @@ from msgspec import UNSET
 
 from aicc.runtime.request import Piece
 from aicc.runtime.server.errors import ApiError
-from aicc.runtime.server.generation import Generation, Outcome, finish_reason
 from aicc.runtime.server.openai.chat_schema import TextFormat
 from aicc.runtime.server.openai.response_events import (
     ArgumentsDelta,
@@ -42,6 +41,7 @@ from aicc.runtime.server.openai.response_schema import (
     ResponseUsage,
     Status,
 )
+from aicc.runtime.server.sequence_group import Outcome, SequenceGroup, finish_reason
 from aicc.runtime.tools.parser import Arguments, Call, Said, Text, ToolCallParser
 
 
@@ -75,23 +75,23 @@ class ResponseForm:
             user=UNSET if asked.user is None else asked.user,
         )
 
-    def answer(self, generation: Generation, outcomes: Sequence[Outcome]) -> ResponseAnswer:
+    def answer(self, group: SequenceGroup, outcomes: Sequence[Outcome]) -> ResponseAnswer:
         """See :class:`aicc.runtime.server.answering.Form`."""
         pieces = outcomes[0].pieces
         for piece in pieces:
             for _ in self._events_of(piece):
                 pass  # the output grows by them
-        return self._answer(generation, pieces[-1])
+        return self._answer(group, pieces[-1])
 
-    async def events(self, generation: Generation) -> AsyncGenerator[bytes, None]:
+    async def events(self, group: SequenceGroup) -> AsyncGenerator[bytes, None]:
         """See :class:`aicc.runtime.server.answering.Form`."""
         try:
             yield self._sent(Created(response=self._blank))
             yield self._sent(InProgress(response=self._blank))
-            async for _, piece in generation.pieces():
+            async for _, piece in group.pieces():
                 for event in self._events_of(piece):
                     yield self._sent(event)
-            answer = self._answer(generation, piece)
+            answer = self._answer(group, piece)
             ended = Completed(response=answer) if answer.status == "completed" else Incomplete(response=answer)
             yield self._sent(ended)
         except ApiError as error:
@@ -103,10 +103,10 @@ class ResponseForm:
         self._sequence += 1
         return f"event: {event.__struct_config__.tag}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"
 
-    def _answer(self, generation: Generation, last: Piece) -> ResponseAnswer:
+    def _answer(self, group: SequenceGroup, last: Piece) -> ResponseAnswer:
         status = _status(last)
-        read, made = generation.prompt_tokens, generation.completion_tokens
-        usage = ResponseUsage(read, made, read + made, InputTokensDetails(generation.cached_tokens))
+        read, made = group.prompt_tokens, group.completion_tokens
+        usage = ResponseUsage(read, made, read + made, InputTokensDetails(group.cached_tokens))
         details = IncompleteDetails() if status == "incomplete" else None
         return msgspec.structs.replace(
             self._blank, status=status, output=self._output, usage=usage, incomplete_details=details

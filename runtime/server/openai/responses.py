@@ -11,12 +11,12 @@ from aicc.runtime.sampling import SamplingParams
 from aicc.runtime.server.answering import answer
 from aicc.runtime.server.bodies import BodyReader
 from aicc.runtime.server.errors import invalid
-from aicc.runtime.server.generation import Generation
 from aicc.runtime.server.openai.response_form import ResponseForm
 from aicc.runtime.server.openai.response_input import conversation_of
 from aicc.runtime.server.openai.response_schema import ResponseRequest
 from aicc.runtime.server.openai.sampling import UNBOUNDED
 from aicc.runtime.server.registry import Registry
+from aicc.runtime.server.sequence_group import SequenceGroup
 
 
 def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
@@ -31,13 +31,13 @@ def routes(registry: Registry, bodies: BodyReader) -> list[Route]:
             raise invalid("'store' is not implemented by this server. Leave it out.", "store", "unsupported_parameter")
         conversation = conversation_of(asked)
 
-        def prepare(generation: Generation) -> ResponseForm:
+        def prepare(group: SequenceGroup) -> ResponseForm:
             params = SamplingParams(
                 max_tokens=asked.max_output_tokens or UNBOUNDED,
                 temperature=1.0 if asked.temperature is None else asked.temperature,
                 top_p=1.0 if asked.top_p is None else asked.top_p,
             )
-            return ResponseForm(asked, conversation.prepare(generation, [params]))
+            return ResponseForm(asked, conversation.prepare(group, [params]))
 
         return await answer(request, model, 1, prepare, bool(asked.stream))
 

@@ -35,7 +35,7 @@ class Outcome:
         return "".join(piece.text for piece in self.pieces)
 
 
-class Generation:
+class SequenceGroup:
     """The sequences of one API request: choice ``i`` of prompt ``p`` is number ``p * n + i``.
 
     Must be made on the event loop that reads it, and closed.
