@@ -69,7 +69,7 @@ class BodyReader:
             async with asyncio.timeout(self._seconds):
                 async for chunk in request.stream():
                     size += len(chunk)
-                    full = full or not self._hold(record, min(size, self._most_bytes) - _SMALL)
+                    full = full or not self._hold(record, min(size, self._most_bytes))
                     if size <= self._most_bytes and not full:
                         body += chunk
         except TimeoutError:
@@ -77,13 +77,21 @@ class BodyReader:
         if size > self._most_bytes:
             raise ApiError(413, f"The body is larger than {self._most_bytes} bytes.", "request_too_large")
         if full:
-            message = "The server has too many large bodies in memory. Try again later."
-            raise ApiError(429, message, "queue_full", retry=True)
+            raise _full()
         return bytes(body)
+
+    def hold(self, record: RequestRecord, size: int) -> None:
+        """Take room for a body of so many bytes that another way in has read.
+
+        Raises:
+            ApiError: There is none.
+        """
+        if not self._hold(record, size):
+            raise _full()
 
     def _hold(self, record: RequestRecord, size: int) -> bool:
         """Take room for so many bytes of a body, unless there is none."""
-        more = max(0, size - record.held_bytes)
+        more = max(0, size - _SMALL - record.held_bytes)
         if more > self._free:
             return False
         self._free -= more
@@ -93,6 +101,10 @@ class BodyReader:
     def ended(self, record: RequestRecord) -> None:
         """Have a request's room back."""
         self._free += record.held_bytes
+
+
+def _full() -> ApiError:
+    return ApiError(429, "The server has too many large bodies in memory. Try again later.", "queue_full", retry=True)
 
 
 def json_response(message: msgspec.Struct, status: int = 200) -> Response:

@@ -399,6 +399,30 @@ def test_messages_have_a_size_and_are_not_compressed(small: Session) -> None:
     assert small_enough.id == "x" * 9000
 
 
+def test_large_messages_have_room_together_and_small_ones_always(small: Session) -> None:
+    most = 128 << 10
+    large = typed(id="x" * (most - 1000))
+
+    async def ask() -> tuple[Any, Any, Any]:
+        async with serving(small, Limits(body_bytes=most)) as rpc:
+            free = threading.Event()
+            rpc.model.thread.submit(lambda session: free.wait(DEADLINE))
+            calls = [asyncio.ensure_future(rpc.call("ModelInfer", large)) for _ in range(70)]
+            refused, _ = await asyncio.wait(calls, timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+            while rpc.model.thread.open < 60:  # so many have room, when 64 KiB of each do not count
+                await asyncio.sleep(0)
+            taken = asyncio.ensure_future(rpc.call("ModelInfer", typed()))
+            free.set()
+            await asyncio.gather(*calls)
+            return refused.pop().result(), await taken, await rpc.call("ModelInfer", large)
+
+    refused, taken, later = asyncio.run(ask())
+    assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "large bodies in memory" in refused.details()
+    assert int(refused.trailing_metadata()["retry-after"]) >= 1
+    assert (taken.model_name, later.model_name) == ("small", "small")
+
+
 def test_who_leaves_is_forgotten(small: Session, tmp_path: Path) -> None:
     async def ask() -> None:
         async with serving(small, front=Front(access_log=AccessLog(tmp_path / "log"))) as rpc:

@@ -147,7 +147,8 @@ class _Door:
         """Read the message, and write what is answered to it.
 
         Raises:
-            ApiError: There is no such method, the message does not come in time, or it cannot be answered.
+            ApiError: There is no such method, the message does not come in time, is one too many, or cannot be
+                answered.
         """
         if not record.endpoint:
             raise ApiError(405, f"This server has no method {record.path[:200]}.", "unknown_url")
@@ -159,6 +160,7 @@ class _Door:
         if not isinstance(message, bytes):
             most = self._service.most_bytes
             raise invalid(f"The call has no message, or one of more than {most} bytes.", None, "invalid_message")
+        self._service.bodies.hold(record, len(message))
         answer = await self._methods.answer(name, message, record)
         await context.write(answer)  # no longer than the connection's age allows
         record.status = 200
