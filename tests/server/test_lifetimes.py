@@ -3,7 +3,7 @@
 import json
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -22,6 +22,8 @@ from aicc.runtime.generator import Model
 from aicc.runtime.provider import DecoderExecutable
 from aicc.runtime.server import Limits, create_app
 from aicc.runtime.server.app import Service, build_app
+from aicc.runtime.server.openai import completion_form
+from aicc.runtime.server.openai.forms import token_text
 from aicc.runtime.server.registry import Registry, served
 from aicc.runtime.tokenizer import Tokenizer
 
@@ -206,26 +208,30 @@ def test_prompts_that_are_still_being_tokenised_count_and_end_when_who_sent_them
     assert tokenizer.encoded == 2  # what waited for its turn was never tokenised
 
 
-def test_while_a_long_answer_is_written_others_go_on(device: Device, demo_artifact: Artifact) -> None:
-    model = Model(device, demo_artifact)  # type: ignore[arg-type]
-    decoding, alive, decode = threading.Event(), threading.Event(), model.tokenizer.decode
+@pytest.mark.parametrize("stream", [False, True])
+def test_while_a_long_answer_is_written_others_go_on(
+    device: Device, demo_artifact: Artifact, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, alive = threading.Event(), threading.Event()
 
-    def halted(ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        decoding.set()
+    def halted(model: Model, token: int) -> str:
+        writing.set()
         assert alive.wait(DEADLINE)
-        return decode(ids, skip_special_tokens)
+        return token_text(model, token)
 
-    told = {"model": NAME, "prompt": [5, 6], "echo": True, "logprobs": 1, "max_tokens": 0}
+    monkeypatch.setattr(completion_form, "token_text", halted)
+    model = Model(device, demo_artifact)  # type: ignore[arg-type]
+    told = {"model": NAME, "prompt": [5, 6], "echo": True, "logprobs": 1, "max_tokens": 0, "stream": stream}
     with listening(create_app({NAME: model})) as url, ThreadPoolExecutor(1) as caller:
-        model.tokenizer.decode = halted  # type: ignore[method-assign]
         try:
             answer = caller.submit(httpx.post, f"{url}/v1/completions", json=told, timeout=2 * DEADLINE)
-            assert decoding.wait(DEADLINE)
+            assert writing.wait(DEADLINE)
             assert httpx.get(f"{url}/health/live", timeout=DEADLINE).status_code == 200
         finally:
             alive.set()
 
-        assert len(answer.result().json()["choices"][0]["logprobs"]["tokens"]) == 2
+        said = answer.result().text.removeprefix("data: ").split("\n")[0]
+        assert len(json.loads(said)["choices"][0]["logprobs"]["tokens"]) == 2
 
 
 def test_a_prompt_that_is_refused_leaves_room_for_others(device_url: str) -> None:

@@ -52,6 +52,10 @@ class CompletionForm(StreamedForm):
         if choice.finish_reason is not None:
             yield self._completion([CompletionChoice(index, "", choice.finish_reason)])
 
+    def takes_long(self, index: int) -> bool:
+        """See :class:`StreamedForm`: the log-probabilities of a long prompt come with a choice's first piece."""
+        return self._echo_logprobs and index not in self._offsets
+
     def usage(self, usage: Usage) -> Completion:
         """See :class:`StreamedForm`."""
         return self._completion([], usage)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from functools import partial
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -48,6 +50,10 @@ class StreamedForm(ABC):
     def piece(self, group: SequenceGroup, index: int, piece: Piece) -> Iterator[msgspec.Struct]:
         """The events of a choice's next piece."""
 
+    def takes_long(self, index: int) -> bool:
+        """Whether a choice's next piece may take seconds to write, in which others go on."""
+        return False
+
     @abstractmethod
     def usage(self, usage: Usage) -> msgspec.Struct:
         """The last event, if token counts were asked for."""
@@ -59,13 +65,17 @@ class StreamedForm(ABC):
                 for message in self.opening(index):
                     yield event(message)
             async for index, piece in group.pieces():
-                for message in self.piece(group, index, piece):
-                    yield event(message)
+                write = partial(self._write, group, index, piece)
+                for data in await asyncio.to_thread(write) if self.takes_long(index) else write():
+                    yield data
             if self._include_usage:
                 yield event(self.usage(usage_of(group)))
             yield DONE
         except ApiError as error:
             yield b"data: " + error.body() + b"\n\n"
+
+    def _write(self, group: SequenceGroup, index: int, piece: Piece) -> list[bytes]:
+        return [event(message) for message in self.piece(group, index, piece)]
 
 
 def usage_of(group: SequenceGroup) -> Usage:
