@@ -224,24 +224,6 @@ class Sampler:
             self._seen[token] = True
         return token
 
-    def probabilities(
-        self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The tokens that may be drawn next, and the probability of each; for temperatures above 0.
-
-        Args:
-            logits: float32 ``[vocab]``; left unchanged.
-            allowed: As :meth:`sample` takes them.
-
-        Returns:
-            int64 ``[n]`` ids and float32 ``[n]`` probabilities that sum to 1.
-        """
-        adjusted = self._adjust(logits, allowed)
-        highest = float(adjusted.max())
-        _check_finite(highest)
-        ids, weights = self._weights(adjusted, highest)
-        return np.arange(len(weights)) if ids is None else ids, weights / weights.sum()
-
     def _weights(
         self, adjusted: NDArray[np.float32], highest: float
     ) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
