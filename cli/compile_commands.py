@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from aicc.cli.options import ACTIVATIONS, PHASES, model_options
 from aicc.cli.output import Progress, facts, human_bytes, note, one_line, print_json, print_result, table
 from aicc.cli.stopping import stoppable
 
@@ -18,15 +19,6 @@ if TYPE_CHECKING:
     from aicc.compiler.importers import Source
     from aicc.compiler.report import CompileReport
     from aicc.compiler.sizes import Sizes
-
-DEFAULT_TARGET = "openvino:cpu"  # runs wherever the project's own tests do
-# As the compiler has them, which --help cannot afford to import.
-QUANTS = ("auto", "fp32", "fp16", "int8", "int4")
-KVS = ("auto", "fp32", "fp16", "int8")
-ACTIVATIONS = ("auto", "mixed", "int8", "uint8", "int16", "uint16")
-PARTITIONS = ("chip", "host")
-IMPORTERS = ("auto", "mobius", "optimum")
-PHASES = ("import", "optimize", "quantize", "lower", "package")
 
 
 @contextmanager
@@ -46,77 +38,6 @@ def compiler() -> Iterator[None]:
         raise MismatchError(
             f"compiling needs {missing.name}, which is not installed.", "pip install 'aicc[compile]'"
         ) from missing
-
-
-def _sizes(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> Sizes:
-    sizes: dict[str, int | tuple[int, ...]] = {}
-    for text in given:
-        name, _, listed = text.rpartition("=")
-        numbers = listed.split(",")
-        if not name or not all(n.isascii() and n.isdecimal() and 1 <= int(n) < 1 << 31 for n in numbers):
-            raise click.BadParameter(f"{text!r} is not NAME=N with a whole number from 1 on.")
-        sizes[name] = int(listed) if len(numbers) == 1 else tuple(map(int, numbers))
-    return sizes
-
-
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that decide what is compiled, and for what."""
-    options = [
-        click.option(
-            "--target",
-            "-t",
-            default=DEFAULT_TARGET,
-            show_default=True,
-            metavar="TARGET",
-            help="What to compile for; `aicc targets` lists them. Several of one family, with commas between, share "
-            "one artifact's weights; the best that a machine can run is what it loads.",
-        ),
-        click.option(
-            "--quant",
-            type=click.Choice(QUANTS),
-            default="auto",
-            show_default=True,
-            help="Number format of the weights. auto keeps a quantised source as published where the target can "
-            "and stores other language models as int8; models of tensors stay as they are. int8 and int4 leave weights "
-            "that the source has in so few bits already, unless --group-size is given too.",
-        ),
-        click.option(
-            "--group-size",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Weights that share a scale, for int8 and int4. Smaller is closer to the source and larger on disk.",
-        ),
-        click.option(
-            "--kv",
-            type=click.Choice(KVS),
-            default="auto",
-            show_default=True,
-            help="Number format of a decoder's KV cache. auto is the target's own choice; int8 has a scale for each "
-            "head and token.",
-        ),
-        click.option(
-            "--size",
-            "sizes",
-            multiple=True,
-            metavar="NAME=N",
-            callback=_sizes,
-            help="For targets of fixed shapes: the size of a dimension that the model leaves open, by its name there "
-            "or else as INPUT.AXIS, or context=N, the tokens a decoder is made for; context=N,M makes "
-            "graphs for each, and a text runs in the smallest that holds it. May be given several times.",
-        ),
-        click.option(
-            "--importer",
-            type=click.Choice(IMPORTERS),
-            default="auto",
-            show_default=True,
-            help="What reads Hugging Face and GGUF models. auto takes mobius, and optimum (optimum-intel, in an "
-            "environment of its own) for Hugging Face folders of an architecture mobius does not know; what optimum "
-            "exports is for openvino targets only.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.command(short_help="Fetch a model into the cache, or list what there is.")
@@ -148,6 +69,7 @@ def check(
     group_size: int | None,
     kv: str,
     sizes: Sizes,
+    partition: str,
     importer: str,
     as_json: bool,
 ) -> None:
@@ -175,6 +97,7 @@ def check(
                 importer=importer,
                 kv=kv,
                 sizes=sizes,
+                partition=partition,
             )
     if as_json:
         print_json(report)
@@ -233,14 +156,6 @@ def check(
     help="What quantised weights are multiplied with, on targets that leave the choice. auto is the target's own: "
     "on cpu mixed, int8 into feed-forward blocks, int16 elsewhere; there int8 reads prompts faster, int16 loses next "
     "to nothing, and all decode alike.",
-)
-@click.option(
-    "--partition",
-    type=click.Choice(PARTITIONS),
-    default="chip",
-    show_default=True,
-    help="Who runs the graph. With chip, the chip runs all of it, or it is refused. With host, on hexagon, the "
-    "device's own processor runs what the chip refuses; the report names them, and the bytes that go to and fro.",
 )
 @click.option(
     "--calibrate",

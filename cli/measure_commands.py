@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from aicc.cli.compile_commands import compiler
+from aicc.cli.options import input_option, refuse_options, runtime_options
 from aicc.cli.output import Progress, facts, human_bytes, note, note_compatibility, print_json, print_result
-from aicc.cli.run_commands import input_option, refuse_options, runtime_options
 
 COUNT = click.IntRange(min=1)
 REPEATS = click.IntRange(1, 10_000)

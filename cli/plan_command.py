@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aicc.cli.compile_commands import QUANTS, compiler
+from aicc.cli.compile_commands import compiler
+from aicc.cli.options import QUANTS
 from aicc.cli.output import Progress, facts, human_bytes, note, print_json, print_result, table
 
 if TYPE_CHECKING:

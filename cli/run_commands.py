@@ -5,14 +5,22 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
+from aicc.cli.options import (
+    draft_option,
+    input_option,
+    kv_option,
+    refuse_options,
+    runtime_options,
+    sampling_options,
+    speculate_option,
+)
 from aicc.cli.output import note, note_compatibility, print_json, write_text
 
 if TYPE_CHECKING:
@@ -21,127 +29,6 @@ if TYPE_CHECKING:
 
 SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
 CHAT_TOKENS = 2048  # long enough for any answer, short enough for one that repeats itself
-
-
-def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--device`` and ``--threads``, of every command that loads an artifact."""
-    command = click.option(
-        "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to compute with. [default: all usable]"
-    )(command)
-    return click.option(
-        "--device",
-        metavar="TARGET",
-        help="Target, family or device the artifact must have been compiled for. Nothing else is used "
-        "instead. [default: the best variant of its family that this machine can run]",
-    )(command)
-
-
-def kv_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--kv-tokens``, of commands that run a language model."""
-    return click.option(
-        "--kv-tokens",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Tokens the KV cache holds, over all conversations at once. [default: one full context]",
-    )(command)
-
-
-def speculate_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--speculate``, of commands that generate text."""
-    return click.option(
-        "--speculate",
-        is_flag=True,
-        help="Guess tokens from what the text says already, and compute several in a step: faster where it "
-        "repeats itself. What is said does not depend on it, as far as the chip computes a token alike "
-        "alone and among others.",
-    )(command)
-
-
-def draft_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--draft``, of commands that generate text."""
-    return click.option(
-        "--draft",
-        type=click.Path(path_type=Path),
-        metavar="ARTIFACT",
-        help="A much smaller model with the same tokenizer, which guesses tokens instead of --speculate: faster "
-        "where it is often right. What is said does not depend on it either.",
-    )(command)
-
-
-def refuse_options(names: Sequence[str], why: str) -> None:
-    """Refuse options of the running command that would have no effect.
-
-    Args:
-        names: Parameters of the command.
-        why: What the artifact is that has no use for them.
-
-    Raises:
-        click.UsageError: One was given.
-    """
-    context = click.get_current_context()
-    given = [
-        parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise click.UsageError(f"{', '.join(given)} would have no effect: {why}")
-
-
-def input_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--input``, of commands that run a model of tensors."""
-    return click.option(
-        "--input",
-        "inputs",
-        multiple=True,
-        metavar="NAME=FILE",
-        help="An input of a model of tensors, from a .npy file. Repeatable.",
-    )(command)
-
-
-def sampling_options(temperature: float, max_tokens: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Options that say how tokens are chosen; ranges are checked by the runtime."""
-    options = [
-        click.option("--system", metavar="TEXT", help="System message the conversation starts with."),
-        click.option(
-            "--max-tokens",
-            type=int,
-            metavar="N",
-            default=max_tokens,
-            show_default=True,
-            help="Most tokens to generate.",
-        ),
-        click.option(
-            "--temperature",
-            type=float,
-            metavar="T",
-            default=temperature,
-            show_default=True,
-            help="0 takes the likeliest token.",
-        ),
-        click.option(
-            "--top-p",
-            type=float,
-            metavar="P",
-            default=1.0,
-            show_default=True,
-            help="Draw among this share of likelihood.",
-        ),
-        click.option(
-            "--top-k", type=int, metavar="K", default=0, show_default=True, help="Draw among the K likeliest; 0 is all."
-        ),
-        click.option(
-            "--seed", type=int, metavar="N", help="Seed of the draws, to repeat an answer. [default: a fresh one]"
-        ),
-        click.option("--stop", multiple=True, metavar="TEXT", help="End before this text appears. Repeatable."),
-    ]
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 @click.command(short_help="Answer one prompt, or run once on tensors.")

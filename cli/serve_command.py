@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from aicc.cli.configuration import ConfiguredCommand
+from aicc.cli.options import draft_option, kv_option, runtime_options, speculate_option
 from aicc.cli.output import note
-from aicc.cli.run_commands import draft_option, kv_option, runtime_options, speculate_option
 
 _FILE = click.Path(path_type=Path)
 

@@ -83,6 +83,7 @@ def check_model(
     importer: str = "auto",
     kv: str = "auto",
     sizes: Sizes = MappingProxyType({}),
+    partition: str = "chip",
 ) -> CheckReport:
     """Look at a model as a compile would, without reading a weight.
 
@@ -94,6 +95,7 @@ def check_model(
         importer: As for a compile.
         kv: As for a compile.
         sizes: As for a compile.
+        partition: As for a compile; which nodes a chip's own compiler would refuse is not known from headers.
 
     Raises:
         UnsupportedError: The model cannot be imported at all.
@@ -101,7 +103,8 @@ def check_model(
         UsageError: The options make no sense for the target.
     """
     targets = (targets,) if isinstance(targets, Target) else targets
-    target = targets[0].with_kv(kv)
+    targets = [each.with_kv(kv).with_partition(partition) for each in targets]
+    target = targets[0]
     if target.lowering is not None:
         lowering_module(target)  # says what is missing before the model is read
     imported = preview_model(source, importer, target)

@@ -9,7 +9,7 @@ import pytest
 from aicc_command import Run, save_onnx
 from onnx import TensorProto, helper
 
-from aicc.cli import compile_commands
+from aicc.cli import options as offered
 from aicc.cli.inspection import CompileDocument
 from aicc.compiler.check import CheckReport
 from aicc.compiler.importers import IMPORTERS
@@ -21,10 +21,10 @@ from aicc.runtime.target import KV_KINDS
 
 
 def test_the_choices_are_the_compilers():
-    assert compile_commands.PHASES == PHASES
-    assert compile_commands.QUANTS == QUANTS
-    assert compile_commands.IMPORTERS == IMPORTERS
-    assert ("auto", *KV_KINDS) == compile_commands.KVS
+    assert offered.PHASES == PHASES
+    assert offered.QUANTS == QUANTS
+    assert offered.IMPORTERS == IMPORTERS
+    assert ("auto", *KV_KINDS) == offered.KVS
 
 
 def test_a_kv_cache_that_the_target_or_the_model_lacks_is_refused(aicc: Run, onnx_file: Path, tmp_path: Path):
@@ -41,6 +41,13 @@ def test_a_choice_of_activations_that_the_target_does_not_leave_is_refused(aicc:
     assert (done.code, done.out) == (2, "")
     assert "openvino:cpu does not quantise activations to int16" in done.err
     assert not (tmp_path / "m.aicc").exists()
+
+
+@pytest.mark.parametrize("command", ["check", "compile"])
+def test_a_partition_that_the_target_does_not_know_is_refused(aicc: Run, onnx_file: Path, command: str):
+    done = aicc(command, onnx_file, "--partition", "host")
+    assert (done.code, done.out) == (2, "")
+    assert "openvino:cpu runs a graph whole or not at all. Leave --partition out." in done.err
 
 
 def test_what_is_missing_to_compile_is_said_before_the_model_is_looked_for(aicc: Run, tmp_path: Path):
