@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from aicc_command import WEIGHT, Run, made_with_an_older_openvino, run_aicc, save_onnx
+from aicc_command import WEIGHT, Run, call_aicc, made_with_an_older_openvino, run_aicc, save_onnx
 from onnx import helper
 
 from aicc.runtime.artifact import Artifact
@@ -12,7 +12,7 @@ from aicc.runtime.artifact import Artifact
 
 @pytest.fixture(scope="session")
 def aicc() -> Run:
-    return run_aicc
+    return call_aicc
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from aicc_command import Run, save_onnx
+from aicc_command import Run, run_aicc, save_onnx
 from onnx import TensorProto, helper
 
 from aicc.compiler.models import pull
@@ -317,7 +317,6 @@ def everything_in(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize(("name", "room"), [("compile", 64), ("compile", 4000), ("html", 64), ("run", 64)])
 def test_a_full_disk_is_named_and_nothing_half_written_stays(
-    aicc: Run,
     name: str,
     room: int,
     tmp_path: Path,
@@ -332,7 +331,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(
         "run": ["run", tensors_artifact, *inputs_of(arrays), "--output-dir", out],
     }[name]
     out.mkdir()
-    done = aicc(*words, file_limit=room)
+    done = run_aicc(*words, file_limit=room)
     assert done.code == 5, done.err
     assert done.err.splitlines()[-1].startswith("aicc: ")
     assert list(out.iterdir()) == []

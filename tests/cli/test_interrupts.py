@@ -1,6 +1,5 @@
 """Ctrl-C, SIGTERM and SIGKILL at the worst moment: quiet, quick, nothing half-made."""
 
-import fcntl
 import os
 import pty
 import re
@@ -9,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,14 +90,8 @@ class Terminal:
     def __init__(self, *words: object) -> None:
         self._screen, device = pty.openpty()
         self.shown = ""
-        self.process = subprocess.Popen(
-            [AICC, *map(str, words)],
-            stdin=device,
-            stdout=device,
-            stderr=device,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
+        command = ["setsid", "--ctty", AICC, *map(str, words)]
+        self.process = subprocess.Popen(command, stdin=device, stdout=device, stderr=device)
         os.close(device)
 
     def type(self, text: str) -> None:
