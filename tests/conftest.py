@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import vulkan
+from hypothesis import settings
 
 from aicc.compiler.pipeline import compile_model
 from aicc.compiler.sources import resolve
 from aicc.runtime.artifact import Artifact
 
 vulkan.use_driver()  # before any test module looks for a device
+settings.register_profile("aicc", deadline=None)  # how fast a machine is decides no test
+settings.load_profile("aicc")
 
 _ROOT = Path(__file__).resolve().parent.parent
 _CACHE = _ROOT / "build" / "test-cache"

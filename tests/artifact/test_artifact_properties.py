@@ -30,9 +30,7 @@ from aicc.runtime.artifact import (
 from aicc.runtime.errors import AiccError, IntegrityError
 
 PATH = Path("model.aicc/manifest.json")
-bounded = settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+bounded = settings(max_examples=300, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 printable = st.characters(exclude_categories=["Cc", "Cs"])
 names = st.text(printable, min_size=1, max_size=30)

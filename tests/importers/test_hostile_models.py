@@ -20,7 +20,7 @@ from aicc.compiler.sources import file_kind
 from aicc.runtime.errors import AiccError, IntegrityError, UnsupportedError
 
 TOKENS = ["a", "b", "ab", *(f"t{i}" for i in range(61))]
-FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Content(bytes):

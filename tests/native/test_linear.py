@@ -13,7 +13,7 @@ from packing import BF16, F16, Q4
 
 FORMS = st.integers(0, 14)  # of kernels.c
 ROWS = [1, 2, 3, 5, 31, 33, 65]
-SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def case(kernels, form, groups: int, panels: int, rows: int, seed: int, extreme: bool):

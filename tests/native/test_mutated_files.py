@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from aicc.targets.cpu.lowering.tokenizer_file import encode
 
 SHAPE = Shape()
-SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 INTEGERS = st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**32 - 1]) | st.integers(0, 2**32 - 1)
 # Words to write over, most of them near the beginning where sizes stand; and how much is cut off or put on.
 CHANGES = st.lists(st.tuples(st.integers(0, 16) | st.integers(0, 2**20), INTEGERS), max_size=6)

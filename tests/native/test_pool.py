@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from native_build import build
 from native_model import address
 
-SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MOST_TASKS = 65535  # AICC_MAX_TASKS
 
 

@@ -66,9 +66,7 @@ def busy(cpu_artifact, request) -> Iterator[Model]:
         st.tuples(st.sampled_from(PROMPTS) | st.text("ab ,.", min_size=1, max_size=80), st.integers(0, 8)), max_size=6
     ),
 )
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_tokens_and_log_probabilities_are_those_it_gets_alone_to_the_last_bit(busy, alone, mine, others):
     """Companions come and go at any step; prompts share pages; some are drafted."""
     prompt, temperature, arrival = mine

@@ -4,7 +4,7 @@ import json
 from datetime import datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aicc.runtime import template_process
@@ -47,7 +47,6 @@ CONTENT, AS_JSON = (ChatTemplate(f"{{{{ messages[0].{field} }}}}", "a model") fo
 
 
 @given(content=st.text(st.characters(exclude_categories=["Cs"])))
-@settings(deadline=None)
 def test_a_message_reaches_the_template_character_by_character(content):
     assert CONTENT.render([{"role": "user", "content": content}]) == content
 
@@ -61,7 +60,6 @@ json_values = st.recursive(
 
 
 @given(value=json_values)
-@settings(deadline=None)
 def test_json_values_reach_the_template_whole(value):
     assert json.loads(AS_JSON.render([{"role": "user", "x": value}])) == value
 

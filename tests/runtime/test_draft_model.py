@@ -75,7 +75,7 @@ def test_a_model_that_drafts_for_itself_is_always_right(make_decoder, alone):
         st.integers(0, 20), st.sampled_from(["cancel", "fail", "fail draft", "interrupt draft", "score"]), max_size=4
     ),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_every_request_gets_what_it_would_get_alone_and_leaves_no_page(
     make_decoder, alone, requests, spare_pages, page_size, budget, kv_tokens, context, every, events
 ):

@@ -34,7 +34,7 @@ def test_greedy_tokens_are_those_of_the_graph_computed_without_any_cache(make_de
     spare_pages=st.integers(0, 8),
     drafts=st.integers(0, 6),
 )
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 def test_every_request_gets_what_it_would_get_alone(
     make_decoder, alone, requests, page_size, budget, spare_pages, drafts
 ):
@@ -62,7 +62,7 @@ def test_every_request_gets_what_it_would_get_alone(
     spare_pages=st.integers(0, 8),
     options=st.sampled_from([{}, {"speculation": SpeculationOptions(match=1, token_cost=0.001)}]),
 )
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_happens_who_finishes_has_the_right_tokens(
     make_decoder, alone, requests, events, spare_pages, options
 ):
@@ -151,7 +151,7 @@ def test_prompts_of_one_length_are_read_one_after_the_other(make_decoder):
 
 
 @given(prompts=st.lists(st.integers(1, 200), min_size=1, max_size=5), budget=st.integers(2, 32))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 def test_every_step_has_a_token_for_each_request_that_decodes(make_decoder, prompts, budget):
     run = Run(make_decoder(kv_tokens=2048, max_batch_tokens=budget), prefix_cache=False)
     requests = [run.submit([i] * length, max_tokens=5) for i, length in enumerate(prompts)]

@@ -160,4 +160,4 @@ class Pages(RuleBasedStateMachine):
 
 
 TestPages = Pages.TestCase
-TestPages.settings = settings(max_examples=100, deadline=None)
+TestPages.settings = settings(max_examples=100)

@@ -75,7 +75,7 @@ def on_an_edge(logits: np.ndarray, params: SamplingParams) -> bool:
     top_p=st.floats(0.05, 1.0),
     min_p=st.floats(0.0, 1.0),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_filters_give_exactly_the_oracles_distribution(logits, temperature, top_k, top_p, min_p):
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     if on_an_edge(logits, params):
@@ -94,7 +94,7 @@ def test_filters_give_exactly_the_oracles_distribution(logits, temperature, top_
     frequency=st.sampled_from([0.0, 0.25, 1.5]),
     bias=st.dictionaries(st.integers(0, VOCAB - 1), st.integers(-10, 10), max_size=4),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_penalties_count_the_prompt_and_the_output_as_the_oracle_does(
     logits, prompt, steps, repetition, presence, frequency, bias
 ):
@@ -129,7 +129,6 @@ def test_a_nucleus_larger_than_the_first_look_is_found_whole():
     weights=st.lists(st.integers(0, 5) | st.sampled_from([0, 3000]), min_size=1, max_size=2000).filter(any),
     top_p=st.floats(0.01, 1, exclude_max=True),
 )
-@settings(deadline=None)
 def test_a_nucleus_is_the_shortest_beginning_of_a_stable_sort_that_has_its_part_of_the_whole(weights, top_p):
     array = np.array(weights, np.float32)
     ranked = np.argsort(-array, kind="stable")
@@ -153,7 +152,6 @@ def test_the_last_draw_there_is_takes_the_last_token_that_has_a_weight(zeros, co
 
 
 @given(values=st.lists(st.integers(-9, 9), min_size=1, max_size=2000), data=st.data())
-@settings(deadline=None)
 def test_the_largest_are_those_a_stable_sort_puts_first(values, data):
     count = data.draw(st.integers(0, len(values)))
     array = np.array(values, np.float32)

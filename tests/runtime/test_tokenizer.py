@@ -58,7 +58,6 @@ def test_decoding_shows_special_tokens_unless_told_otherwise(tokenizer, golden):
 
 
 @given(text=st.text(WRITTEN))
-@settings(deadline=None)
 def test_text_survives_encoding_and_decoding(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -164,14 +163,13 @@ def test_text_that_is_not_unicode_is_refused(tokenizer):
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
-@settings(deadline=None)
 def test_streaming_gives_the_text_that_decoding_at_once_gives(tokenizer, text):
     ids = tokenizer.encode(text)
     assert streamed(tokenizer, ids) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @given(ids=st.lists(st.integers(0, 400), max_size=30))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_streaming_any_byte_level_tokens_gives_what_decoding_at_once_gives(tokenizer, ids):
     # The lowest ids are single bytes and special tokens: mostly text that is not UTF-8.
     assert streamed(tokenizer, ids) == tokenizer.decode(ids, skip_special_tokens=True)
@@ -204,7 +202,6 @@ def test_a_sentencepiece_stream_keeps_the_space_after_a_token_without_text(sente
 
 
 @given(text=st.text(st.sampled_from("ab ,é你🦜\u200d"), max_size=20))
-@settings(deadline=None)
 def test_a_sentencepiece_stream_spells_characters_from_bytes(sentence_piece, text):
     ids = sentence_piece.encode(text)
     assert streamed(sentence_piece, ids) == sentence_piece.decode(ids, skip_special_tokens=True)

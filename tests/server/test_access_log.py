@@ -115,7 +115,7 @@ def test_a_proxy_on_this_machine_may_say_who_asks(log: Log) -> None:
 HOSTILE = st.binary(min_size=1, max_size=300).filter(lambda b: not set(b) & set(b"\r\n\0") and b.strip(b" \t") == b)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(request_id=HOSTILE, agent=HOSTILE)
 def test_no_header_can_forge_a_line(log: Log, request_id: bytes, agent: bytes) -> None:
     def ask() -> None:

@@ -126,7 +126,7 @@ def test_an_answer_that_takes_too_long_is_ended_with_an_error(impatient: str, st
     wait_idle(impatient)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(min_size=1, max_size=400))
 def test_bytes_that_are_no_http_are_answered_like_any_mistake(impatient: str, nonsense: bytes) -> None:
     with peer(impatient) as connection:

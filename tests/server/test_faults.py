@@ -123,7 +123,7 @@ def test_sequences_that_run_out_of_pages_take_turns_and_all_end(device: Device, 
         wait_idle(url)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     breaks=st.sets(st.integers(0, 12), max_size=4),
     asked=st.lists(st.tuples(st.sampled_from([1, 5, 40]), st.booleans(), st.integers(1, 2)), min_size=1, max_size=5),

@@ -307,7 +307,7 @@ def test_a_message_of_very_many_parts_costs_no_python_object_for_each(small: Ses
 VALID = [request.SerializeToString() for request in (typed(), raw())]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.binary(max_size=200)
     | st.builds(

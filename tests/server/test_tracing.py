@@ -134,7 +134,7 @@ def test_who_leaves_while_waiting_was_in_the_queue_only(traced: Traced) -> None:
 HEADER = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=200)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(parent=HEADER | st.just(f"00-{TRACE}-{'0' * 16}-01") | st.just(f"00-{'0' * 32}-{PARENT}-01"), state=HEADER)
 def test_a_trace_that_is_none_is_ignored(traced: Traced, parent: str, state: str) -> None:
     answer, request, _ = traced.ask({}, traceparent=parent, tracestate=state)
