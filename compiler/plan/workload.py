@@ -10,7 +10,6 @@ from onnx_ir.passes import common
 
 from aicc.compiler.coverage import PREPARES
 from aicc.compiler.importers import ImportedModel
-from aicc.compiler.plan.constants import Shape
 from aicc.runtime.errors import UnsupportedError
 
 _MULTIPLIES = ("MatMul", "Gemm", "Conv")
@@ -76,21 +75,6 @@ class Workload:
     def kv_bytes(self, context: int) -> int:
         """Bytes of a full cache of 16-bit values."""
         return _VALUE_BYTES * self.kv_width * context
-
-
-def shape_workload(shape: Shape) -> Workload:
-    """A decoder of the Llama kind from its sizes alone, as published figures name it."""
-    hidden, kv = shape.hidden, shape.hidden // shape.heads * shape.kv_heads
-    layer = [
-        (hidden, hidden + 2 * kv),
-        (hidden, hidden),
-        (hidden, 2 * shape.feed_forward),
-        (shape.feed_forward, hidden),
-    ]
-    products = [Product(1, k, n) for _ in range(shape.layers) for k, n in layer]
-    head = Product(1, hidden, shape.vocabulary, last_only=True)
-    parameters = sum(p.macs for p in products) + 2 * head.macs + (2 * shape.layers + 1) * hidden
-    return Workload((*products, head), parameters, shape.layers, hidden * shape.layers, 2 * kv * shape.layers)
 
 
 def read_workload(imported: ImportedModel, tokens: int) -> Workload:

@@ -10,10 +10,25 @@ import pytest
 
 from aicc.compiler.plan.chips import Range, cpu, groq, model_of
 from aicc.compiler.plan.constants import Figure, Shape, constants, figures
-from aicc.compiler.plan.workload import Product, Workload, shape_workload
+from aicc.compiler.plan.workload import Product, Workload
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 CALIBRATION_BAND = 0.02  # a constant of two or three digits reproduces what it was fitted to
+
+
+def shape_workload(shape: Shape) -> Workload:
+    """A decoder of the Llama kind from its sizes alone, as published figures name it."""
+    hidden, kv = shape.hidden, shape.hidden // shape.heads * shape.kv_heads
+    layer = [
+        (hidden, hidden + 2 * kv),
+        (hidden, hidden),
+        (hidden, 2 * shape.feed_forward),
+        (shape.feed_forward, hidden),
+    ]
+    products = [Product(1, k, n) for _ in range(shape.layers) for k, n in layer]
+    head = Product(1, hidden, shape.vocabulary, last_only=True)
+    parameters = sum(p.macs for p in products) + 2 * head.macs + (2 * shape.layers + 1) * hidden
+    return Workload((*products, head), parameters, shape.layers, hidden * shape.layers, 2 * kv * shape.layers)
 
 
 def resnet50() -> Workload:
