@@ -54,7 +54,8 @@ def application(arguments: Mapping[str, str]) -> serve.Application:
         serve.ingress(app)(),
         name="aicc",
         ray_actor_options={"num_cpus": threads},
-        # Ray keeps what is more than this in its own queue, where the server would answer 429.
+        # Ray keeps what is more than this in its own queue, where the server would answer 429, as it still does
+        # where requests that ask for several choices make more sequences than this.
         max_ongoing_requests=limits.sequences,
         autoscaling_config={
             "min_replicas": int(arguments.get("replicas", 1)),

@@ -14,6 +14,7 @@ from aicc.cli.serve_command import serve
 from aicc.runtime.generator import Model
 from aicc.runtime.server import create_app
 from aicc.runtime.server.listener import _FLUSH_SECONDS
+from aicc.runtime.server.metrics import PATH
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "kubernetes"
@@ -91,6 +92,7 @@ def test_the_service_leads_to_the_deployments_pods() -> None:
     assert SERVICE["spec"]["ports"][0]["targetPort"] in {port["name"] for port in container["ports"]}
     annotations = DEPLOYMENT["spec"]["template"]["metadata"]["annotations"]
     assert annotations["prometheus.io/port"] == str(container["ports"][0]["containerPort"])
+    assert annotations["prometheus.io/path"] == PATH
 
 
 def test_the_inference_service_asks_for_the_runtimes_format() -> None:
