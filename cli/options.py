@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TARGET = "openvino:cpu"  # runs wherever the project's own tests do
 # As the compiler has them, which --help cannot afford to import.
-QUANTS = ("auto", "fp32", "fp16", "int8", "int4")
+QUANTS = ("auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4")
 KVS = ("auto", "fp32", "fp16", "int8")
 ACTIVATIONS = ("auto", "mixed", "int8", "uint8", "int16", "uint16")
 PARTITIONS = ("chip", "host")
@@ -52,7 +52,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Number format of the weights. auto keeps a quantised source as published where the target can "
             "and stores other language models as int8; models of tensors stay as they are. int8 and int4 leave weights "
-            "that the source has in so few bits already, unless --group-size is given too.",
+            "that the source has in so few bits already, unless --group-size is given too. fp8 is e4m3 with scales by "
+            "row. Not every target has bf16 and fp8.",
         ),
         click.option(
             "--group-size",

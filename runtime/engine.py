@@ -15,7 +15,7 @@ from aicc.runtime.drafting import Drafter, PromptLookups
 from aicc.runtime.errors import UsageError
 from aicc.runtime.kv import PageAllocator, PageTable
 from aicc.runtime.options import DEFAULT_OPTIONS, Counters, EngineOptions
-from aicc.runtime.provider import DecoderExecutable, TokenBatch
+from aicc.runtime.provider import ChoosingDecoder, DecoderExecutable, TokenBatch
 from aicc.runtime.request import Request
 from aicc.runtime.scheduler import Scheduler
 
@@ -42,6 +42,7 @@ class Engine:
         drafter: Drafter | None = None,
     ) -> None:
         self._executable = executable
+        self._choosing = executable if isinstance(executable, ChoosingDecoder) else None
         if drafter is None and options.speculation is not None:
             drafter = PromptLookups(options.speculation)
         size, budget = executable.page_size, executable.max_batch_tokens
@@ -126,7 +127,7 @@ class Engine:
             scheduled = self._scheduler.draft(scheduled)
             first_prompt = sum(not request.in_prompt for request, _ in scheduled)
             batch = self._batches.pack([_part(request, new) for request, new in scheduled], first_prompt)
-            logits = self._executable.forward(batch)
+            logits, best = self._forward(batch, all(request.takes_best for request, _ in scheduled))
         except Exception as error:
             self.failures += 1
             requests = [request for request, _ in scheduled]
@@ -134,7 +135,7 @@ class Engine:
             for request in requests:
                 request.end("error", error)
             return
-        best, row, failed = logits.argmax(axis=1), 0, False
+        row, failed = 0, False
         for request, new in scheduled:
             past, end, length = request.cached, request.cached + new, request.length
             rows = end - request.logits_from(past, end)
@@ -151,6 +152,17 @@ class Engine:
             if request.finish_reason is not None:
                 self._scheduler.remove(request)
         self.failures = self.failures + 1 if failed else 0
+
+    def _forward(self, batch: TokenBatch, best_only: bool) -> tuple[NDArray[np.float32], list[tuple[int, float]]]:
+        """Logits, ``[L, 0]`` if the device chooses; and of each row the first of the largest, and that logit."""
+        if best_only and self._choosing is not None:
+            tokens, highest = self._choosing.forward_best(batch)
+            logits = np.empty((len(tokens), 0), np.float32)
+        else:
+            logits = self._executable.forward(batch)
+            tokens = logits.argmax(axis=1)
+            highest = logits[np.arange(len(tokens)), tokens]
+        return logits, list(zip(tokens.tolist(), highest.tolist(), strict=True))
 
     def teacher_forced(
         self, tokens: NDArray[np.int64], rows: int, generated: bool, consume: Callable[[NDArray[np.float32]], object]

@@ -161,6 +161,20 @@ class DecoderExecutable(Executable, Protocol):
         ...
 
 
+@runtime_checkable
+class ChoosingDecoder(Protocol):
+    """What a :class:`DecoderExecutable` has besides whose device can choose tokens: logits need not leave it."""
+
+    def forward_best(self, batch: TokenBatch) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Run one step as ``forward`` does, and choose.
+
+        Returns:
+            Of each of ``batch.logit_rows`` the first of its largest logits, int64 ``[L]``, and that logit, float32
+            ``[L]``; NaN if any of the row is.
+        """
+        ...
+
+
 class ExecutionProvider(Protocol):
     """The runtime half of a chip family. Vendor imports stay inside its methods."""
 

@@ -201,12 +201,18 @@ class Request:
             return min(max(past, len(self.prompt_logprobs) - 1), end)
         return min(self.length - 1, end)
 
-    def accept(self, logits: NDArray[np.float32], best: NDArray[np.int64], since: float) -> None:
+    @property
+    def takes_best(self) -> bool:
+        """Whether nothing but the largest logit, and where it is, is needed of a row."""
+        return self.params.takes_best and self._constraint is None
+
+    def accept(self, logits: NDArray[np.float32], best: list[tuple[int, float]], since: float) -> None:
         """Go on with the logits that a step made: of prompt tokens, of the last token, of drafts after it.
 
         Args:
-            logits: float32 ``[rows, vocab]``, of the tokens from :meth:`logits_from` on.
-            best: int64 ``[rows]``, the first of the largest of each.
+            logits: float32 ``[rows, vocab]``, of the tokens from :meth:`logits_from` on; ``[rows, 0]`` will do where
+                it :attr:`takes_best`.
+            best: Of each row the first of the largest, and that logit.
             since: When the step began, by ``time.perf_counter``.
         """
         unread = self.prompt_length - len(self.prompt_logprobs) if self.reads_prompt else 0
@@ -219,12 +225,12 @@ class Request:
                 self.end("length")
             return
         drafts = self.tokens[self.length : self.length + len(logits) - unread - 1].tolist()
-        for row, largest, draft in zip(logits[unread:], best[unread:].tolist(), [*drafts, None], strict=True):
+        for row, largest, draft in zip(logits[unread:], best[unread:], [*drafts, None], strict=True):
             if self._next(row, largest, since) != draft or self.finish_reason is not None:
                 return
             since = time.perf_counter()
 
-    def _next(self, logits: NDArray[np.float32], largest: int, since: float) -> int:
+    def _next(self, logits: NDArray[np.float32], largest: tuple[int, float], since: float) -> int:
         """Take the next token from the logits of the last one, and emit it."""
         token = self._sampler.sample(logits, self._constraint.mask() if self._constraint else None, largest)
         self.spend(since)

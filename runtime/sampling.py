@@ -118,6 +118,13 @@ class SamplingParams(msgspec.Struct, frozen=True):
             _check_number(f"logit_bias[{token}]", bias, -100, 100)
 
     @property
+    def takes_best(self) -> bool:
+        """Whether nothing but the largest logit, and where it is, is needed of a row."""
+        untouched = self.repetition_penalty == 1 and not (self.presence_penalty or self.frequency_penalty)
+        reported = self.logprobs is not None or self.prompt_logprobs is not None
+        return self.temperature == 0 and untouched and not self.logit_bias and not reported
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings, always as a tuple."""
         return tuple(self.stop)
@@ -199,21 +206,27 @@ class Sampler:
         return np.random.Generator(np.random.Philox(seed if seed is None else int(seed) % 2**64))
 
     def sample(
-        self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None, best: int | None = None
+        self,
+        logits: NDArray[np.float32],
+        allowed: NDArray[np.bool_] | None = None,
+        best: tuple[int, float] | None = None,
     ) -> int:
         """The next token.
 
         Args:
-            logits: float32 ``[vocab]``; left unchanged.
+            logits: float32 ``[vocab]``; left unchanged. Not read if ``best`` is all that ``params`` ask for.
             allowed: bool ``[vocab]``, the tokens to choose from, at least one; None is all.
-            best: The first of the largest logits, if the caller knows it.
+            best: The first of the largest logits, and that logit, if the caller knows them.
 
         Raises:
             AiccError: The logits are not numbers, so the model is broken.
         """
         adjusted = self._adjust(logits, allowed)
-        token = int(adjusted.argmax()) if best is None or adjusted is not logits else best
-        highest = float(adjusted[token])
+        if best is None or adjusted is not logits:
+            token = int(adjusted.argmax())
+            highest = float(adjusted[token])
+        else:
+            token, highest = best
         _check_finite(highest)
         if self._params.temperature > 0:
             ids, weights = self._weights(adjusted, highest)

@@ -36,23 +36,26 @@ class WeightFormat(msgspec.Struct, frozen=True):
     """One way of storing a weight matrix that a target multiplies with directly.
 
     Attributes:
-        bits: Bits a value: 4 or 8 (integers), 16 or 32 (floats).
+        bits: Bits a value: 4 or 8 (integers, or floats of 8 bits), 16 or 32 (floats).
         group_sizes: Values along the input dimension that share a scale; 0 is a whole row. Empty
             for floats.
         offset: What may be subtracted from the integer before scaling: ``none`` (symmetric),
             ``integer`` (a zero point of the same type) or ``float`` (any zero point, which is
             what keeps min-scaled blocks such as GGUF's Q4_1 exact).
+        dtype: Where the bits alone do not say it: ``float8e4m3`` for 8, ``bfloat16`` for 16. Empty for integers,
+            float16 and float32.
     """
 
     bits: int
     group_sizes: tuple[int, ...] = ()
     offset: Literal["none", "integer", "float"] = "none"
+    dtype: Literal["", "float8e4m3", "bfloat16"] = ""
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8, 16, 32):
-            raise ValueError(f"a weight of {self.bits} bits is not a format")
+        if self.bits not in (4, 8, 16, 32) or {"float8e4m3": 8, "bfloat16": 16}.get(self.dtype, self.bits) != self.bits:
+            raise ValueError(f"a weight of {self.bits} bits {self.dtype} is not a format")
         if (self.bits <= 8) != bool(self.group_sizes):
-            raise ValueError("integer weights need group sizes, and only they do")
+            raise ValueError("weights of 4 and 8 bits need group sizes, and only they do")
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -206,11 +209,13 @@ class Target(msgspec.Struct, frozen=True):
             processor.instruction_sets
         )
 
-    def accepts_weight(self, bits: int, group_size: int, offset: str) -> bool:
-        """Whether integer weights of this form need no change before this target."""
+    def accepts_weight(self, bits: int, group_size: int, offset: str, dtype: str = "") -> bool:
+        """Whether scaled weights of this form need no change before this target; see :class:`WeightFormat`."""
         rank = ("none", "integer", "float")
         return any(
-            f.bits == bits and group_size in f.group_sizes and rank.index(offset) <= rank.index(f.offset)
+            (f.bits, f.dtype) == (bits, dtype)
+            and group_size in f.group_sizes
+            and rank.index(offset) <= rank.index(f.offset)
             for f in self.weight_formats
         )
 

@@ -24,7 +24,7 @@ class BlockwiseWeight:
     """A quantised matrix as it stands in the graph.
 
     Attributes:
-        values: Initializer ``[N, K]`` of INT4, UINT4, INT8 or UINT8.
+        values: Initializer ``[N, K]`` of INT4, UINT4, INT8, UINT8 or FLOAT8E4M3FN.
         scales: Initializer ``[N, K/g]``, FLOAT or FLOAT16 (as stored, before the ``Cast``).
         zero_points: Initializer ``[N, K/g]`` of the values' type, or None.
         minimum: Initializer ``[N, K/g, 1]`` of the scales' type, or None.
@@ -43,6 +43,11 @@ class BlockwiseWeight:
     def bits(self) -> int:
         """Bits a stored value."""
         return 4 if self.values.dtype in (ir.DataType.INT4, ir.DataType.UINT4) else 8
+
+    @property
+    def dtype(self) -> str:
+        """What :class:`aicc.runtime.target.WeightFormat` calls the stored type: empty for integers."""
+        return "float8e4m3" if self.values.dtype == ir.DataType.FLOAT8E4M3FN else ""
 
     @property
     def offset(self) -> str:
@@ -66,7 +71,7 @@ def add_blockwise(
     Args:
         graph: Graph that gets the initializers and nodes.
         name: Name of the resulting value; initializers are called ``<name>.values`` and so on.
-        values: ``[N, K]`` INT4, UINT4, INT8 or UINT8 tensor, may be lazy.
+        values: ``[N, K]`` INT4, UINT4, INT8, UINT8 or FLOAT8E4M3FN tensor, may be lazy.
         scales: ``[N, K/group_size]`` FLOAT or FLOAT16 tensor; the result is FLOAT either way.
         group_size: Values along K that share a scale.
         zero_points: ``[N, K/group_size]`` of the values' type.

@@ -20,9 +20,10 @@ from aicc.runtime.errors import UnsupportedError
 Floats = NDArray[np.float32]
 _ELEMENTS_AT_ONCE = 1 << 18
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
-_LARGEST = {4: 7.5 * 65504, 8: 127 * 65504.0}  # what the largest float16 scale reaches
+_E4M3 = 448  # the largest float8 of 4 bits of exponent and 3 of mantissa (Micikevicius et al., FP8 Formats, 2022)
+_LARGEST = {"int4": 7.5 * 65504, "int8": 127 * 65504.0, "fp8": _E4M3 * 65504.0}  # what the largest scale reaches
 _SMALL = 1024  # elements of a scale or zero point that passes look at (onnx_ir: which constants are equal)
-_ONNX = {4: ir.DataType.UINT4, 8: ir.DataType.INT8}
+_ONNX = {"int4": ir.DataType.UINT4, "int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,14 @@ def quantize_symmetric_int8(matrix: Floats, group_size: int) -> tuple[NDArray, N
     return values.reshape(matrix.shape).astype(np.int8), scales, None
 
 
+def quantize_e4m3(matrix: Floats, group_size: int) -> tuple[NDArray, NDArray, None]:
+    """Float8 values ``[N, K]`` and float16 scales ``[N, K/group_size]``; the largest magnitude is 448."""
+    grouped = matrix.reshape(len(matrix), -1, group_size)
+    scales = _float16(np.abs(grouped).max(axis=2) / _E4M3)
+    values = (grouped * _inverse(scales)[..., None]).clip(-_E4M3, _E4M3)
+    return values.reshape(matrix.shape).astype(ml_dtypes.float8_e4m3fn), scales, None
+
+
 def quantize_uint4(matrix: Floats, group_size: int) -> tuple[NDArray, NDArray, NDArray]:
     """Uint4 values, float16 scales and uint4 zero points of least squared error over a few ranges."""
     grouped = matrix.reshape(len(matrix), -1, group_size)
@@ -90,6 +99,9 @@ def quantize_uint4(matrix: Floats, group_size: int) -> tuple[NDArray, NDArray, N
     return values.reshape(matrix.shape).astype(ml_dtypes.uint4), scales, zero.astype(ml_dtypes.uint4)
 
 
+_QUANTIZERS = {"int4": quantize_uint4, "int8": quantize_symmetric_int8, "fp8": quantize_e4m3}
+
+
 def to_float16(matrix: Floats, name: str) -> NDArray[np.float16]:
     """The matrix rounded to float16.
 
@@ -109,21 +121,21 @@ def _require(matrix: Floats, name: str, limit: float, what: str) -> None:
 
 
 def lazy_quantized(
-    read: Callable[[], Floats], shape: tuple[int, int], bits: int, group_size: int, name: str
+    read: Callable[[], Floats], shape: tuple[int, int], kind: str, group_size: int, name: str
 ) -> QuantizedTensors:
     """Initializers of a matrix quantised when they are first read, and dropped when all were read.
 
     Args:
         read: Gives the float32 matrix.
         shape: Its rows and columns.
-        bits: 4 (asymmetric) or 8 (symmetric).
+        kind: ``int4`` (asymmetric), ``int8`` (symmetric) or ``fp8`` (e4m3).
         group_size: Columns that share a scale; divides the columns.
         name: The weight, for messages: reading one with a value that is too large, or is not a
             number, raises :class:`~aicc.runtime.errors.UnsupportedError`.
     """
     rows, columns = shape
     groups = columns // group_size
-    quantize = quantize_uint4 if bits == 4 else quantize_symmetric_int8
+    quantize = _QUANTIZERS[kind]
     made: dict[int, NDArray | None] = {}
     kept: dict[int, ir.TensorProtocol] = {}  # small parts, which passes over the graph read again and again
 
@@ -132,7 +144,7 @@ def lazy_quantized(
             return kept[index]
         if index not in made:  # each part is read once per writing; the last reader empties the store
             matrix = read()
-            _require(matrix, name, _LARGEST[bits], f"int{bits} with float16 scales")
+            _require(matrix, name, _LARGEST[kind], f"{kind} with float16 scales")
             made.update(enumerate(_by_rows(quantize, matrix, group_size)))
         part = ir.tensor(made.pop(index))
         if part.size <= _SMALL:
@@ -143,9 +155,9 @@ def lazy_quantized(
         return ir.LazyTensor(lambda: take(index), dtype=dtype, shape=ir.Shape(dims))
 
     return QuantizedTensors(
-        lazy(0, _ONNX[bits], [rows, columns]),
+        lazy(0, _ONNX[kind], [rows, columns]),
         lazy(1, ir.DataType.FLOAT16, [rows, groups]),
-        lazy(2, ir.DataType.UINT4, [rows, groups]) if bits == 4 else None,
+        lazy(2, ir.DataType.UINT4, [rows, groups]) if kind == "int4" else None,
     )
 
 

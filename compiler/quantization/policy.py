@@ -5,7 +5,8 @@ format, and stores other decoder weights as int8 by row; tensor models are left 
 so are the floats of targets that multiply with nothing else.
 ``int4`` and ``int8`` ask for at most that many bits (a source that is already there is kept,
 unless a group size is asked for too); embeddings and output projections never go below 8 bits,
-where small models lose most. ``fp16`` and ``fp32`` undo quantisation.
+where small models lose most. ``fp8`` is e4m3 with a scale for each row. ``fp32``, ``bf16`` and
+``fp16`` undo quantisation.
 """
 
 from __future__ import annotations
@@ -25,9 +26,18 @@ from aicc.compiler.quantization.convert import Floats, lazy_quantized, reader, t
 from aicc.runtime.errors import UnsupportedError, UsageError
 from aicc.runtime.target import Target
 
-Quant = Literal["auto", "fp32", "fp16", "int8", "int4"]
-QUANTS: tuple[Quant, ...] = ("auto", "fp32", "fp16", "int8", "int4")
+Quant = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4"]
+QUANTS: tuple[Quant, ...] = ("auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4")
 DEFAULT_INT4_GROUP = 32
+_FORMATS: dict[str, tuple[int, str]] = {  # bits, and what a target calls the type
+    "int4": (4, ""),
+    "int8": (8, ""),
+    "fp8": (8, "float8e4m3"),
+    "fp16": (16, ""),
+    "bf16": (16, "bfloat16"),
+    "fp32": (32, ""),
+}
+_FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _POSITIONAL = {"RotaryEmbedding", "Split", "VariadicSplit"}  # what uses looked-up cosines and sines
 _MIN_ELEMENTS = 4096  # smaller matrices are not worth a format of their own
 
@@ -61,8 +71,8 @@ def quantize(imported: ImportedModel, target: Target, quant: Quant, group_size: 
         raise UsageError(
             f"a group size of {group_size} makes no sense with --quant {quant}.", "Use it with int8 or int4."
         )
-    bits = {"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}.get(quant)
-    if bits and not any(f.bits == bits for f in target.weight_formats):
+    asked = _FORMATS.get(quant)
+    if asked and not any((f.bits, f.dtype) == asked for f in target.weight_formats):
         raise UsageError(f"{target.name} has no {quant} weights.", "See `aicc targets --json` for its formats.")
     widths = {f.bits for f in target.weight_formats}
     if quant == "auto" and min(widths) >= 16:
@@ -70,7 +80,7 @@ def quantize(imported: ImportedModel, target: Target, quant: Quant, group_size: 
     described: Counter[str] = Counter()
     for use in find_weights(imported.graph):
         described[_convert(imported, use, target, quant, group_size)] += 1
-    if bits and quant != "fp32" and not described:
+    if asked and quant != "fp32" and not described:
         raise UnsupportedError(
             f"no weight of this graph can become {quant}: only matrices of {_MIN_ELEMENTS} values and more that are "
             "multiplied through a Transpose, or looked up, are converted.",
@@ -121,27 +131,31 @@ def _is_float_matrix(value: ir.Value | None) -> bool:
 
 def _convert(imported: ImportedModel, use: WeightUse, target: Target, quant: Quant, group_size: int | None) -> str:
     kept = use.blockwise
-    if quant in ("fp32", "fp16"):
-        if kept is None and quant == "fp32":
+    if quant in _FLOATS:
+        if kept is None and (quant == "fp32" or use.value.dtype == _FLOATS[quant]):
             return _describe_float(use)
-        return _to_float(imported.graph.graph, use, ir.DataType.FLOAT if quant == "fp32" else ir.DataType.FLOAT16)
+        return _to_float(imported.graph.graph, use, _FLOATS[quant])
     if quant == "auto" and kept is None and imported.kind == "tensors":
         return _describe_float(use)
-    bits = 4 if quant == "int4" and not use.is_table else 8
-    wanted = kept is not None and (quant == "auto" or kept.bits <= bits) and group_size is None
-    if wanted and target.accepts_weight(kept.bits, _row_as_zero(kept), kept.offset):
+    kind = quant if quant == "fp8" or (quant == "int4" and not use.is_table) else "int8"
+    few = kept is not None and kept.bits <= _FORMATS[kind][0] and (kept.dtype == _FORMATS[kind][1])
+    wanted = kept is not None and (quant == "auto" or few) and group_size is None
+    if wanted and target.accepts_weight(kept.bits, _row_as_zero(kept), kept.offset, kept.dtype):
         return f"{kept.values.dtype.numpy().name} group {kept.group_size}{_table(use)}"
-    return _to_integers(imported, use, target, bits, group_size)
+    return _to_blocks(imported, use, target, kind, group_size)
 
 
 def _to_float(graph: ir.Graph, use: WeightUse, dtype: ir.DataType) -> str:
-    """Replace a weight by a lazy float initializer; float16 gets a ``Cast`` behind it."""
+    """Replace a weight by a lazy float initializer; one of 16 bits gets a ``Cast`` behind it."""
     read, shape = _reader(use)
     name = use.value.name
-    half = dtype == ir.DataType.FLOAT16
-    tensor = ir.LazyTensor(
-        lambda: ir.tensor(to_float16(read(), name) if half else read()), dtype=dtype, shape=ir.Shape(shape)
-    )
+
+    def stored_as() -> ir.TensorProtocol:
+        matrix = read()
+        return ir.tensor(to_float16(matrix, name) if dtype == ir.DataType.FLOAT16 else matrix.astype(dtype.numpy()))
+
+    half = dtype != ir.DataType.FLOAT
+    tensor = ir.LazyTensor(stored_as, dtype=dtype, shape=ir.Shape(shape))
     stored = ir.Value(
         name=f"{name}.{dtype.numpy().name}", type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor
     )
@@ -156,21 +170,23 @@ def _to_float(graph: ir.Graph, use: WeightUse, dtype: ir.DataType) -> str:
     return f"{dtype.numpy().name}{_table(use)}"
 
 
-def _to_integers(imported: ImportedModel, use: WeightUse, target: Target, bits: int, group_size: int | None) -> str:
+def _to_blocks(imported: ImportedModel, use: WeightUse, target: Target, kind: str, group_size: int | None) -> str:
+    """Replace a weight by one with scales, of :data:`_FORMATS`' kinds of 4 and 8 bits."""
+    bits, dtype = _FORMATS[kind]
     graph = imported.graph.graph
     read, shape = _reader(use)
     asked = group_size or (DEFAULT_INT4_GROUP if bits == 4 else shape[1])
     group = asked if shape[1] % asked == 0 else _divisor(shape[1], asked)
     if group != asked:
         imported.notes.append(f"{use.value.name}: rows of {shape[1]} do not divide by {asked}, so the group is {group}")
-    if not target.accepts_weight(bits, 0 if group == shape[1] else group, "integer" if bits == 4 else "none"):
+    if not target.accepts_weight(bits, 0 if group == shape[1] else group, "integer" if bits == 4 else "none", dtype):
         sizes = sorted({size for f in target.weight_formats if f.bits == bits for size in f.group_sizes})
         raise UsageError(
-            f"{target.name} does not multiply with int{bits} weights in groups of {group}.",
+            f"{target.name} does not multiply with {kind} weights in groups of {group}.",
             f"Its group sizes are {', '.join(map(str, sizes))} (0 is a whole row).",
         )
-    tensors = lazy_quantized(read, shape, bits, group, use.value.name)
-    name = f"{use.value.name}.int{bits}"
+    tensors = lazy_quantized(read, shape, kind, group, use.value.name)
+    name = f"{use.value.name}.{kind}"
     new = add_blockwise(graph, name, tensors.values, tensors.scales, group, zero_points=tensors.zero_points)
     _replace(graph, use.value, new)
     size = "by row" if group == shape[1] else f"group {group}"

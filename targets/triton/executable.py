@@ -13,7 +13,7 @@ from aicc.runtime.artifact import Signature
 from aicc.runtime.errors import AiccError, IntegrityError, UsageError
 from aicc.runtime.provider import DecoderExecutable, TokenBatch
 from aicc.targets.triton.driver import Driver
-from aicc.targets.triton.plan import BATCH, FIELDS, LOGITS, PAGES, TILES, VERSION, WEIGHTS, Launch, Plan, tier
+from aicc.targets.triton.plan import BATCH, CHOSEN, FIELDS, LOGITS, PAGES, TILES, VERSION, WEIGHTS, Launch, Plan, tier
 from aicc.targets.triton.steps import StepArrays, step_arrays
 
 _BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64)  # tokens of the steps that are kept as graphs
@@ -46,7 +46,7 @@ class OpenPlan:
         self.sizes["pages"].value = pages
         self._memory: list[int] = []
         self._modules: list[c_void_p] = []
-        self._graphs: dict[int, c_void_p] = {}
+        self._graphs: dict[tuple[int, int], c_void_p] = {}
         self._host = 0
         self._stream: c_void_p | None = None
         driver.activate()
@@ -75,7 +75,7 @@ class OpenPlan:
             self.wait()
         self._arguments = {
             id(launch): self._argument_list(launch)
-            for tiers in (plan.body, plan.head) for each in tiers for launch in each.launches
+            for launch in plan.launches()
         }  # fmt: skip
         self._make_host_memory()
 
@@ -85,6 +85,7 @@ class OpenPlan:
         shapes = {
             BATCH: (plan.max_tokens, FIELDS), PAGES: (plan.sequences, plan.table),
             TILES: (plan.max_tokens // plan.tile + plan.sequences, 2), LOGITS: (plan.head[-1].most, plan.vocab),
+            CHOSEN: (plan.head[-1].most, 2),
         }  # fmt: skip
         sizes = {buffer: 4 * rows * columns for buffer, (rows, columns) in shapes.items()}
         self._host = self._driver.allocate_host(sum(sizes.values()))
@@ -94,7 +95,6 @@ class OpenPlan:
             words = (c_int * (sizes[buffer] // 4)).from_address(at)
             self.host[buffer] = np.frombuffer(words, np.int32).reshape(shape)
             at += sizes[buffer]
-        self.logits = self.host[LOGITS].view(np.float32)
 
     def _argument_list(self, launch: Launch) -> ctypes.Array[c_void_p]:
         """Addresses of arguments; sizes are read when the kernel is launched."""
@@ -116,12 +116,11 @@ class OpenPlan:
         array = self.host[buffer]
         self._copy_in(buffer, array.ctypes.data, rows * array.shape[1] * 4)
 
-    def copy_logits_out(self, rows: int) -> None:
-        """The first rows of the logits."""
-        size = c_size_t(rows * self._plan.vocab * 4)
-        self._driver.call(
-            "CopyOut", c_void_p(self.logits.ctypes.data), c_void_p(self._memory[LOGITS]), size, self._stream
-        )
+    def copy_rows_out(self, buffer: int, rows: int) -> None:
+        """The first rows of a buffer into its array of :attr:`host`."""
+        array = self.host[buffer]
+        size = c_size_t(rows * array.shape[1] * 4)
+        self._driver.call("CopyOut", c_void_p(array.ctypes.data), c_void_p(self._memory[buffer]), size, self._stream)
 
     def launch(self, launches: tuple[Launch, ...]) -> None:
         """Put launches into the queue, with :attr:`sizes` as they are."""
@@ -134,16 +133,16 @@ class OpenPlan:
                 self._functions[step.kernel], grid, kernel.threads, kernel.shared, self._stream, arguments
             )
 
-    def run_graph(self, rows: int, note: Callable[[], None]) -> None:
-        """Run what ``note`` puts into the queue for so many rows; it is called the first time only."""
-        if rows not in self._graphs:
+    def run_graph(self, rows: int, result: int, note: Callable[[], None]) -> None:
+        """Run what ``note`` puts into the queue for so many rows and a result; it is called the first time only."""
+        if (rows, result) not in self._graphs:
             self._driver.begin_graph(self._stream)
             try:
                 note()
             finally:
                 graph = self._driver.end_graph(self._stream)
-            self._graphs[rows] = graph
-        self._driver.call("GraphLaunch", self._graphs[rows], self._stream)
+            self._graphs[rows, result] = graph
+        self._driver.call("GraphLaunch", self._graphs[rows, result], self._stream)
 
     def wait(self) -> None:
         """Until the queue is empty."""
@@ -224,6 +223,20 @@ class TritonDecoder(DecoderExecutable):
             UsageError: The batch contradicts itself, or the model was closed.
             ResourceError: The GPU fails.
         """
+        return self._result(batch, LOGITS).view(np.float32)
+
+    def forward_best(self, batch: TokenBatch) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """One step and its likeliest tokens; see :class:`aicc.runtime.provider.ChoosingDecoder`.
+
+        Raises:
+            UsageError: As :meth:`forward`.
+            ResourceError: As :meth:`forward`.
+        """
+        chosen = self._result(batch, CHOSEN)
+        return chosen[:, 0].astype(np.int64), chosen[:, 1].copy().view(np.float32)
+
+    def _result(self, batch: TokenBatch, result: int) -> NDArray[np.int32]:
+        """Rows of a buffer, those of the tokens whose logits are wanted."""
         if self._closed:
             raise UsageError("the model was closed.", "Load it again.")
         if len(batch.pages) and not (batch.pages.min() >= 0 and batch.pages.max() < self._pages):
@@ -233,14 +246,14 @@ class TritonDecoder(DecoderExecutable):
         if self._opened is None:
             self._opened = self._open_plan()
         try:
-            return self._step(self._opened, arrays, batch.logit_rows)
+            return self._step(self._opened, arrays, batch.logit_rows, result)
         except AiccError:
             opened, self._opened = self._opened, None
             opened.close()
             self._driver.reset()
             raise
 
-    def _step(self, gpu: OpenPlan, arrays: StepArrays, wanted: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _step(self, gpu: OpenPlan, arrays: StepArrays, wanted: NDArray[np.int32], result: int) -> NDArray[np.int32]:
         tokens, sequences = len(arrays.batch), len(arrays.pages)
         gpu.host[BATCH][:tokens] = arrays.batch
         gpu.host[PAGES][:sequences] = arrays.pages
@@ -248,15 +261,15 @@ class TritonDecoder(DecoderExecutable):
         if rows <= self._plan.decode:
             bucket = next(b for b in (*_BUCKETS, self._plan.decode) if rows <= b)
             gpu.host[BATCH][tokens:bucket] = (0, -1, 0, 0)
-            gpu.run_graph(bucket, lambda: self._decode(gpu, bucket))
+            gpu.run_graph(bucket, result, lambda: self._decode(gpu, bucket, result))
             gpu.wait()
-            return gpu.logits[: len(wanted)]
+            return gpu.host[result][: len(wanted)]
         gpu.host[TILES][: len(arrays.tiles)] = arrays.tiles
         gpu.sizes["tokens"].value, gpu.sizes["tiles"].value = tokens, len(arrays.tiles)
         for buffer, count in ((BATCH, tokens), (PAGES, sequences), (TILES, len(arrays.tiles))):
             gpu.copy_rows_in(buffer, count)
         gpu.launch(tier(self._plan.body, tokens).launches)
-        found = np.empty((len(wanted), self._plan.vocab), np.float32)
+        found = np.empty((len(wanted), gpu.host[result].shape[1]), np.int32)
         most = self._plan.head[-1].most
         for begin in range(0, len(wanted), most):
             chosen = wanted[begin : begin + most]
@@ -264,21 +277,26 @@ class TritonDecoder(DecoderExecutable):
             gpu.host[BATCH][: len(chosen), 3] = chosen
             gpu.sizes["wanted"].value = len(chosen)
             gpu.copy_rows_in(BATCH, len(chosen))
-            gpu.launch(tier(self._plan.head, len(chosen)).launches)
-            gpu.copy_logits_out(len(chosen))
+            self._head(gpu, len(chosen), result)
             gpu.wait()
-            found[begin : begin + most] = gpu.logits[: len(chosen)]
+            found[begin : begin + most] = gpu.host[result][: len(chosen)]
         gpu.wait()
         return found
 
-    def _decode(self, gpu: OpenPlan, rows: int) -> None:
+    def _head(self, gpu: OpenPlan, rows: int, result: int) -> None:
+        """What makes a result of the wanted rows, and brings it back."""
+        gpu.launch(tier(self._plan.head, rows).launches)
+        if result == CHOSEN:
+            gpu.launch(self._plan.choice)
+        gpu.copy_rows_out(result, rows)
+
+    def _decode(self, gpu: OpenPlan, rows: int, result: int) -> None:
         """A step whose queries are taken one by one, as it is noted for a graph."""
         gpu.sizes["tokens"].value = gpu.sizes["wanted"].value = rows
         gpu.copy_rows_in(BATCH, rows)
         gpu.copy_rows_in(PAGES, rows)
         gpu.launch(tier(self._plan.body, rows).launches)
-        gpu.launch(tier(self._plan.head, rows).launches)
-        gpu.copy_logits_out(rows)
+        self._head(gpu, rows, result)
 
 
 def check(plan: Plan, weights: int, pages: int) -> None:
@@ -293,9 +311,9 @@ def check(plan: Plan, weights: int, pages: int) -> None:
         problem = f"its version is {plan.version} and this aicc reads {VERSION}"
     elif plan.weights_bytes > weights:
         problem = "the weights file is shorter than it says"
-    elif len(plan.buffers) <= LOGITS or not plan.body or not plan.head or plan.decode > plan.head[-1].most:
+    elif len(plan.buffers) <= CHOSEN or not plan.body or not plan.head or plan.decode > plan.head[-1].most:
         problem = "parts of it are missing"
-    for launch in () if problem else (each for t in (*plan.body, *plan.head) for each in t.launches):
+    for launch in () if problem else plan.launches():
         extents = [extent.of for extent in launch.grid if extent.of] + [a.size for a in launch.arguments if a.size]
         if launch.kernel >= len(plan.kernels) or not set(extents) <= set(_SIZES):
             problem = f"{launch.node} names a kernel or a size that is not there"

@@ -8,6 +8,7 @@ but for a few sizes with names: ``tokens`` and ``wanted`` of a step, ``tiles`` o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import msgspec
@@ -15,8 +16,8 @@ import msgspec
 from aicc.targets.launch_plan import Count, Extent, Positive
 
 PLAN_FILE = "plan.json"
-VERSION = 1
-WEIGHTS, BATCH, PAGES, TILES, LOGITS = range(5)  # numbers of the first buffers
+VERSION = 2
+WEIGHTS, BATCH, PAGES, TILES, LOGITS, CHOSEN = range(6)  # numbers of the first buffers
 FIELDS = 4  # int32 a token has in the buffer BATCH: token, position, sequence, wanted row
 
 
@@ -97,10 +98,11 @@ class Plan(msgspec.Struct, frozen=True):
         sequences: Most of a step.
         tile: Most queries of a tile.
         decode: Steps of at most so many tokens take their queries one by one, the others by tiles.
-        buffers: All memory; those of :data:`WEIGHTS` to :data:`LOGITS` come first.
+        buffers: All memory; those of :data:`WEIGHTS` to :data:`CHOSEN` come first.
         kernels: All kernels.
         body: Tiers by tokens, ascending.
         head: Tiers by wanted rows, ascending.
+        choice: After a head: int32 ``[wanted, 2]`` in the buffer CHOSEN, the likeliest tokens and their logits' bits.
     """
 
     version: int
@@ -115,6 +117,13 @@ class Plan(msgspec.Struct, frozen=True):
     kernels: tuple[Kernel, ...]
     body: tuple[Tier, ...]
     head: tuple[Tier, ...]
+    choice: tuple[Launch, ...]
+
+    def launches(self) -> Iterator[Launch]:
+        """All of them."""
+        for each in (*self.body, *self.head):
+            yield from each.launches
+        yield from self.choice
 
     @property
     def max_tokens(self) -> int:

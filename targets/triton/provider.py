@@ -34,7 +34,7 @@ class TritonProvider:
             return Compatibility(Fit.UNSUPPORTED, why_none() or f"{_NO_GPU}. {_DRIVER}")
         if made_for in found:
             return OPTIMAL
-        if any(_takes(architecture, made_for) for architecture in found):
+        if any(takes(architecture, made_for) for architecture in found):
             return Compatibility(Fit.USABLE, f"it was made for {made_for} and this GPU is {found[0]}.")
         target = f"; compile for --target triton:{found[0]}"
         return Compatibility(Fit.RECOMPILE, f"it was made for {made_for} and this GPU is {found[0]}{target}.")
@@ -48,7 +48,7 @@ class TritonProvider:
             ResourceError: Its memory is too small.
         """
         made_for = variant.requires.get("architecture", "")
-        driver = next((d for d in drivers() if _takes(d.architecture, made_for)), None)
+        driver = next((d for d in drivers() if takes(d.architecture, made_for)), None)
         if driver is None:
             raise MismatchError(f"there is no GPU for {made_for} on this machine.", _DRIVER)
         folder = variant.directory
@@ -72,7 +72,7 @@ class TritonProvider:
         return TritonDecoder(open_plan, driver, plan, pages, artifact.manifest.signatures)
 
 
-def _takes(architecture: str, made_for: str) -> bool:
+def takes(architecture: str, made_for: str) -> bool:
     """Whether a GPU runs a binary: Ampere's and Ada's run what was made for an earlier one of theirs.
 
     NVIDIA, CUDA programming guide, binary compatibility; from Hopper on, binaries use what is of one chip only.

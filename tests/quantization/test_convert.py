@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as arrays
 from aicc.compiler.quantization.convert import (
     dequantize,
     lazy_quantized,
+    quantize_e4m3,
     quantize_symmetric_int8,
     quantize_uint4,
     to_float16,
@@ -63,14 +64,29 @@ def test_uint4_moves_values_by_no_more_than_a_step_on_average(given_: tuple[np.n
     assert (moved <= np.maximum(step, TINY) * (1 + 15 * HALF_ROUNDING) * (1 + 1e-5)).all()
 
 
-@pytest.mark.parametrize("quantize", [quantize_symmetric_int8, quantize_uint4])
+@given(grouped())
+def test_float8_moves_no_value_by_more_than_half_of_its_last_bit(given_: tuple[np.ndarray, int]) -> None:
+    matrix, group = given_
+    values, scales, nothing = quantize_e4m3(matrix, group)
+    assert (values.dtype, scales.dtype, nothing) == (ml_dtypes.float8_e4m3fn, np.float16, None)
+    assert np.isfinite(values.astype(np.float32)).all()
+    wanted = _by_group(matrix, group)
+    back = _by_group(dequantize(group, values, scales, None, None), group)
+    largest = np.maximum(np.abs(wanted).max(axis=2, keepdims=True), 448 * TINY)
+    # Three bits of mantissa; the smallest of its steps, 2^-9 of the scale; the largest value is cut by the scale's
+    # own rounding.
+    allowed = np.maximum(np.abs(wanted) / 16, largest / 448 * 2.0**-10) + largest * HALF_ROUNDING
+    assert (np.abs(back - wanted) <= allowed * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("quantize", [quantize_symmetric_int8, quantize_uint4, quantize_e4m3])
 @given(shape=st.tuples(st.integers(1, 4), st.integers(1, 40)))
 def test_zeros_stay_zeros(quantize, shape: tuple[int, int]) -> None:
     made = quantize(np.zeros(shape, np.float32), shape[1])
     assert not dequantize(shape[1], *made, None).any()
 
 
-@pytest.mark.parametrize("quantize", [quantize_symmetric_int8, quantize_uint4])
+@pytest.mark.parametrize("quantize", [quantize_symmetric_int8, quantize_uint4, quantize_e4m3])
 @given(value=st.floats(2.0**-6, 2.0**17, width=32), sign=st.sampled_from([-1, 1]))
 def test_equal_values_stay_equal_to_the_precision_of_the_scale(quantize, value: float, sign: int) -> None:
     matrix = np.full((2, 16), sign * value, np.float32)
@@ -95,9 +111,11 @@ def test_quantising_what_was_quantised_changes_next_to_nothing(given_: tuple[np.
 
 
 @pytest.mark.parametrize(("shape", "expected"), [((64, 128), (1, 2)), ((2, 8), (1, 1))], ids=["large", "small"])
-@pytest.mark.parametrize(("bits", "parts"), [(8, ("values", "scales")), (4, ("values", "scales", "zero_points"))])
+@pytest.mark.parametrize(
+    ("kind", "parts"), [("int8", ("values", "scales")), ("int4", ("values", "scales", "zero_points"))]
+)
 def test_a_lazy_weight_is_read_once_for_each_writing_and_a_small_one_kept(
-    bits: int, parts: tuple[str, ...], shape: tuple[int, int], expected: tuple[int, int]
+    kind: str, parts: tuple[str, ...], shape: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     reads = []
 
@@ -105,7 +123,7 @@ def test_a_lazy_weight_is_read_once_for_each_writing_and_a_small_one_kept(
         reads.append(1)
         return np.ones(shape, np.float32)
 
-    tensors = lazy_quantized(read, shape, bits, 4, "w")
+    tensors = lazy_quantized(read, shape, kind, 4, "w")
     assert not reads
     for so_often in expected:
         for part in parts:
@@ -115,12 +133,12 @@ def test_a_lazy_weight_is_read_once_for_each_writing_and_a_small_one_kept(
         assert len(reads) == so_often
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", ["int4", "int8", "fp8"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1e9])
-def test_a_value_no_integer_can_stand_for_is_named_not_changed(bits: int, value: float) -> None:
+def test_a_value_that_no_format_has_is_named_not_changed(kind: str, value: float) -> None:
     matrix = np.ones((2, 8), np.float32)
     matrix[1, 3] = value
-    tensors = lazy_quantized(lambda: matrix, (2, 8), bits, 4, "layers.0.wq")
+    tensors = lazy_quantized(lambda: matrix, (2, 8), kind, 4, "layers.0.wq")
     with pytest.raises(UnsupportedError, match=r"layers\.0\.wq"):
         tensors.values.numpy()
 

@@ -12,9 +12,10 @@ from aicc.compiler.quantization.blockwise import BlockwiseWeight, add_blockwise
 from aicc.compiler.quantization.policy import find_weights, quantize
 from aicc.runtime.artifact import SourceInfo
 from aicc.runtime.errors import UnsupportedError, UsageError
-from aicc.runtime.target import find_target
+from aicc.runtime.target import Target, find_target
 
 OPENVINO = find_target("openvino:cpu")
+TRITON = find_target("triton:sm90")
 NPU = find_target("openvino:npu")  # int8 by row, and floats
 MODEL = """
     (int64[n] ids) => (float[n, 80] y, float[n, 16] z) {
@@ -101,6 +102,14 @@ def test_the_default_keeps_a_quantised_source_to_the_bit(role: str) -> None:
     )
 
 
+def test_float8_is_stored_with_a_scale_a_row_also_where_the_source_has_fewer_bits() -> None:
+    model = quantised_source("minimum")
+    assert quantize(model, TRITON, "fp8", None) == "float8_e4m3fn by row embeddings, float8_e4m3fn by row"
+    assert {w.dtype for w in blocks(model).values()} == {"float8e4m3"}
+    quantize(model, OPENVINO, "auto", None)  # which has none
+    assert {w.dtype for w in blocks(model).values()} == {""}
+
+
 def test_a_target_without_the_format_gets_one_it_has() -> None:
     model = quantised_source("minimum")
     quantize(model, NPU, "auto", None)
@@ -129,11 +138,21 @@ def test_a_group_that_does_not_divide_the_rows_becomes_one_that_does_and_says_so
     assert any("do not divide by 48" in note for note in model.notes)
 
 
-@pytest.mark.parametrize(("quant", "limit"), [("int8", 0.01), ("int4", 0.12), ("fp16", 0.001), ("fp32", 0.0)])
-def test_numbers_move_by_as_much_as_the_format_allows(quant: str, limit: float) -> None:
+@pytest.mark.parametrize(
+    ("target", "quant", "limit"),
+    [
+        (OPENVINO, "int8", 0.01),
+        (OPENVINO, "int4", 0.12),
+        (OPENVINO, "fp16", 0.001),
+        (OPENVINO, "fp32", 0.0),
+        (TRITON, "fp8", 0.05),
+        (TRITON, "bf16", 0.005),
+    ],
+)
+def test_numbers_move_by_as_much_as_the_format_allows(target: Target, quant: str, limit: float) -> None:
     model = imported()
     before = outputs(model)
-    quantize(model, OPENVINO, quant, None)  # type: ignore[arg-type]
+    quantize(model, target, quant, None)  # type: ignore[arg-type]
     assert moved(outputs(model), before) <= limit
 
 
@@ -179,6 +198,9 @@ def test_no_weight_is_read_while_formats_are_chosen() -> None:
         (OPENVINO, "int4", 0, "group size of 0"),
         (OPENVINO, "int4", -16, "group size of -16"),
         (NPU, "int4", None, "openvino:npu has no int4 weights"),
+        (NPU, "fp8", None, "openvino:npu has no fp8 weights"),
+        (TRITON, "fp8", 32, "makes no sense"),
+        (OPENVINO, "bf16", None, "openvino:cpu has no bf16 weights"),
         (NPU, "int8", 32, "openvino:npu does not multiply with int8 weights in groups of 32"),
     ],
 )

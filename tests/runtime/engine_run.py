@@ -88,8 +88,8 @@ class Watched:
 class Run:
     """An engine with its requests and what came of them."""
 
-    def __init__(self, decoder, drafter=None, **options):
-        self.executable = Watched(decoder)
+    def __init__(self, decoder, drafter=None, watch=Watched, **options):
+        self.executable = watch(decoder)
         self.engine = Engine(self.executable, EngineOptions(**options), drafter)
         self.pieces: dict[Request, list[Piece]] = {}
 

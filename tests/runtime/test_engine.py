@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 import pytest
-from engine_run import EOS, Run, requests
+from engine_run import EOS, Run, Watched, requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from token_batch import token_batch
@@ -25,6 +25,38 @@ def test_greedy_tokens_are_those_of_the_graph_computed_without_any_cache(make_de
         batch = token_batch([ids], [0], [pages], last_rows=True)
         ids.append(int(decoder.forward(batch).argmax()))
     assert alone([5, 17, 200]) == ids[3:]
+
+
+def test_a_device_that_can_choose_does_so_where_nothing_but_the_likeliest_token_is_asked(make_decoder, alone):
+    chosen = []
+
+    class Choosing(Watched):
+        def forward_best(self, batch):
+            logits = self.forward(batch)
+            chosen.append(len(logits))
+            return logits.argmax(axis=1), logits.max(axis=1)
+
+    for asked, by_device in (({}, True), ({"temperature": 0.8, "seed": 1}, False), ({"logprobs": 2}, False)):
+        chosen.clear()
+        run = Run(make_decoder(), watch=Choosing)
+        first, other = run.submit([5, 17, 200]), run.submit([7, 8], **asked)
+        run.finish()
+        assert run.ids(first) == alone([5, 17, 200])
+        assert run.ids(other) == alone([7, 8], **asked)
+        assert bool(chosen) == by_device
+
+
+def test_a_choice_among_no_numbers_fails_its_request(make_decoder):
+    class Broken(Watched):
+        def forward_best(self, batch):
+            rows = len(self.forward(batch))
+            return np.zeros(rows, np.int64), np.full(rows, np.nan, np.float32)
+
+    run = Run(make_decoder(), watch=Broken)
+    request = run.submit([5])
+    run.finish()
+    assert request.finish_reason == "error"
+    assert "not finite" in str(run.pieces[request][-1].error)
 
 
 @given(

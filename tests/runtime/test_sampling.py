@@ -177,7 +177,7 @@ def test_the_largest_logit_found_for_a_whole_batch_changes_nothing(temperature, 
     params = SamplingParams(temperature=temperature, seed=4, logit_bias=bias, top_p=0.9)
     alone, among = Sampler(params, VOCAB, NO_PROMPT), Sampler(params, VOCAB, NO_PROMPT)
     for row, best in zip(rows, rows.argmax(axis=1).tolist(), strict=True):
-        assert alone.sample(row) == among.sample(row, None, best)
+        assert alone.sample(row) == among.sample(row, None, (best, float(row[best])))
 
 
 def test_without_a_seed_draws_differ():

@@ -79,7 +79,7 @@ def scripted(tokenizer, text: str, **params) -> tuple[Request, list[Piece]]:
         if request.finish_reason is None:
             logits = np.zeros(49152, np.float32)
             logits[token] = 1
-            request.accept(logits[None], logits[None].argmax(axis=1), 0.0)
+            request.accept(logits[None], [(int(logits.argmax()), float(logits.max()))], 0.0)
     return request, pieces
 
 

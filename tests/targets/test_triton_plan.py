@@ -1,6 +1,7 @@
 """Decoders as launch plans: run whole in Triton's interpreter, and compiled for every architecture."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from token_batch import token_batch
 from tolerances import assert_within
 from triton_plan import PlanInterpreter, compile_nothing
 
-from aicc.compiler.importers import Source
+from aicc.compiler.importers import Source, import_model
+from aicc.compiler.optimize import optimize
 from aicc.compiler.pipeline import compile_model
-from aicc.runtime import load
-from aicc.runtime.target import all_targets
-from aicc.targets.triton import lowering
+from aicc.compiler.quantization.policy import quantize
+from aicc.runtime.target import all_targets, find_target
 from aicc.targets.triton.lowering import binaries, launches
 from aicc.targets.triton.plan import PLAN_FILE, Plan
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from torch_model import config_of, on_same_weights
 
 TARGETS = [name for name, target in all_targets().items() if target.family == "triton"]
 # A card of few processors, so that programs are few as well: the interpreter takes them one after the other.
@@ -57,7 +61,7 @@ def _full(name: str) -> object:
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3", "gemma2", *map(_full, ("llama tied, with bias", "phi3", "olmo2", "granite"))]
+    "name", ["gemma2", *map(_full, ("qwen3", "llama tied, with bias", "phi3", "olmo2", "granite"))]
 )
 def test_a_plan_computes_what_transformers_computes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, ids, expected = _write(name, tmp_path)
@@ -78,16 +82,15 @@ def test_a_long_prompt_is_taken_by_tiles_and_its_end_alone(tmp_path: Path, monke
     assert_within("half", _step(plan, [ids[0, 66:67]], [66], pages[:1]), expected[0][66:67])
 
 
-@pytest.mark.parametrize("quant", ["int8", "int4"])
-def test_quantised_weights_give_what_the_quantised_graph_gives(
+@pytest.mark.parametrize("quant", ["fp8", *map(_full, ("int4", "int8", "bf16"))])
+def test_weights_of_every_format_give_what_torch_gives_on_the_same_weights(
     quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, ids, _ = _write("llama", tmp_path, hidden_size=96)
-    compile_model(source, "reference:cpu", tmp_path / "reference.aicc", quant=quant, measure=False)
-    with load(tmp_path / "reference.aicc") as model:
-        expected = model.logits(ids[0, :6].tolist())
-    # Triton's interpreter multiplies bfloat16 tiles wrongly, taking their bits for integers.
-    monkeypatch.setattr(lowering, "_compute_type", lambda program: "fp16")
+    imported, target = import_model(source, digest=False), find_target("triton:sm90")
+    optimize(imported, target)
+    quantize(imported, target, quant, None)  # type: ignore[arg-type]
+    expected = on_same_weights(imported, config_of(source))(ids[0, :6])
     plan = _plan(source, quant, tmp_path, monkeypatch)
     assert_within("half", _step(plan, [ids[0, :5]], [0], [[3]]), expected[:5])
     assert_within("half", _step(plan, [ids[0, 5:6]], [5], [[3]]), expected[5:])
@@ -101,6 +104,7 @@ def _check_kernels(artifact: Path, target: str) -> None:
     assert {path.name for path in folder.iterdir()} == {PLAN_FILE} | {kernel["file"] for kernel in plan["kernels"]}
     assert {path.suffix for path in folder.iterdir()} == {".json", ".hsaco" if "gfx" in target else ".cubin"}
     decode = {launch["kernel"] for tier in (*plan["body"][:-1], *plan["head"]) for launch in tier["launches"]}
+    decode |= {launch["kernel"] for launch in plan["choice"]}
     assert len(kernels) == len(plan["kernels"])
     for number, kernel in enumerate(kernels):
         assert kernel["registers"] > 0
@@ -111,13 +115,19 @@ def test_all_architectures_compile_from_one_set_of_weights(tmp_path: Path, monke
     monkeypatch.setattr(launches, "TIERS", (1,))  # only what decodes one sequence, to be quick
     monkeypatch.setattr(launches, "MAX_TOKENS", 1)
     source, _, _ = _write("llama", tmp_path, num_hidden_layers=1, hidden_size=96)
+    compile_model(source, ",".join(TARGETS), tmp_path / "m.aicc", quant="int4", measure=False)
+    for target in TARGETS:
+        _check_kernels(tmp_path / "m.aicc", target)
+
+
+@pytest.mark.full
+def test_variants_have_one_set_of_weights_and_the_same_bytes_as_alone(tmp_path: Path) -> None:
+    source, _, _ = _write("llama", tmp_path, num_hidden_layers=1, hidden_size=96)
     many, one = tmp_path / "m.aicc", tmp_path / "one.aicc"
-    compile_model(source, ",".join(TARGETS), many, quant="int4", measure=False)
+    compile_model(source, "triton:sm90,triton:gfx942", many, quant="int4", measure=False)
     compile_model(source, "triton:sm90", one, quant="int4", measure=False)
     sizes = [(path / "weights/model.bin").stat().st_size for path in (many, one)]
     assert sizes[0] == sizes[1], "variants share their weights"
-    for target in TARGETS:
-        _check_kernels(many, target)
     for path in (one / "variants/triton-sm90").iterdir():
         again = many / "variants/triton-sm90" / path.name
         assert path.read_bytes() == again.read_bytes(), "the same source gives the same bytes"

@@ -1,4 +1,5 @@
-"""The runtime half against a fault injector in libcuda's place: what it asks for, and what it says of failures.
+"""The runtime half against a fault injector in the place of libcuda and libamdhip64: what it asks for, and what it
+says of failures.
 
 Nothing is computed here, so no kernel is compiled; numbers are proven in test_triton_plan.py.
 """
@@ -20,6 +21,7 @@ from triton_plan import compile_nothing
 from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
 from aicc.runtime import Artifact
+from aicc.runtime.artifact import Variant
 from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UsageError
 from aicc.runtime.provider import OPTIMAL, Fit, LoadOptions, TokenBatch
 from aicc.targets.triton import driver
@@ -37,29 +39,33 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         patch.setattr(launches, "TIERS", (1,))
         patch.setattr(launches, "MAX_TOKENS", 64)
         compile_nothing(patch)
-        compile_model(Source(folder, "huggingface", "miniature"), "triton:sm90", folder / "m.aicc", quant="fp16")
+        targets = "triton:sm90,triton:gfx942"
+        compile_model(Source(folder, "huggingface", "miniature"), targets, folder / "m.aicc", quant="fp16")
     return Artifact.open(folder / "m.aicc")
 
 
-@pytest.fixture(scope="module")
-def injector_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["cuda", "hip"])
+def injector(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A kind of driver, and the library in its place."""
     path = tmp_path_factory.mktemp("injector") / "libfaults.so"
     source = Path(__file__).with_name("gpu_faults.c")
     command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", path, source]
-    subprocess.run(command, check=True)
-    return path
+    subprocess.run([*command, *(["-DHIP"] if request.param == "hip" else [])], check=True)
+    return request.param, path
 
 
 @pytest.fixture
-def faults(injector_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
+def faults(injector: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
     """The injector as the only driver of this machine, as new."""
-    library = ctypes.CDLL(str(injector_path))
-    for name, value in {"fault_architecture": 90, "fault_devices": 1, "fault_init": 0, "fault_graph": 0}.items():
-        ctypes.c_int32.in_dll(library, name).value = value
+    kind, path = injector
+    library = ctypes.CDLL(str(path))
+    chosen = {"architecture": 90, "devices": 1, "init": 0, "graph": 0, "launch": 0}
+    for name, value in chosen.items():
+        ctypes.c_int32.in_dll(library, f"fault_{name}").value = value
     ctypes.c_int64.in_dll(library, "fault_memory").value = 1 << 40
     for name in ("launches", "graphs", "resets", "bad"):
         ctypes.c_int64.in_dll(library, f"seen_{name}").value = 0
-    monkeypatch.setattr(driver, "_LIBRARIES", {"cuda": (str(injector_path), driver._CUDA)})
+    monkeypatch.setattr(driver, "_LIBRARIES", {kind: (str(path), driver._LIBRARIES[kind][1])})
     driver.forget()
     yield library
     driver.forget()
@@ -76,8 +82,14 @@ def _seen(library: ctypes.CDLL, name: str) -> int:
     return ctypes.c_int64.in_dll(library, f"seen_{name}").value
 
 
-def _load(artifact: Artifact) -> TritonDecoder:
-    variant = artifact.manifest.variants[0]
+def _variant(artifact: Artifact) -> Variant:
+    """What the GPU that there is would be given."""
+    kind = next(iter(driver._LIBRARIES))
+    return artifact.manifest.variants[kind == "hip"]
+
+
+def _load(artifact: Artifact, variant: Variant | None = None) -> TritonDecoder:
+    variant = variant or _variant(artifact)
     loaded = TritonProvider().load(artifact, variant, LoadOptions(kv_tokens=128))
     assert isinstance(loaded, TritonDecoder)
     return loaded
@@ -87,32 +99,51 @@ def _batch(tokens: int) -> TokenBatch:
     return token_batch([range(3, 3 + tokens)], [0], [range(-(-tokens // 32))], last_rows=True)
 
 
-def test_a_decoded_token_is_one_submission_and_a_prompt_its_launches(artifact: Artifact, faults: ctypes.CDLL) -> None:
-    assert TritonProvider().compatibility(artifact.manifest.variants[0]) == OPTIMAL
+def test_a_decoded_token_is_one_submission_and_a_prompt_its_launches(
+    artifact: Artifact, faults: ctypes.CDLL, injector: tuple[str, Path]
+) -> None:
+    assert TritonProvider().compatibility(_variant(artifact)) == OPTIMAL
     decoder = _load(artifact)
-    assert decoder.device == "GPU: Fault Injector (sm90)"
+    assert decoder.device == f"GPU: Fault Injector ({'sm90' if injector[0] == 'cuda' else 'gfx942'})"
     assert decoder.forward(_batch(1)).shape == (1, 211)
     noted = _seen(faults, "launches")
     decoder.forward(_batch(1))
     assert (_seen(faults, "launches"), _seen(faults, "graphs")) == (noted, 2)
-    assert decoder.forward(_batch(40)).shape == (1, 211)
+    assert decoder.forward(_batch(70)).shape == (1, 211)
     assert (_seen(faults, "launches") > noted, _seen(faults, "graphs")) == (True, 2)
+    graphs = _seen(faults, "graphs")
+    tokens, highest = decoder.forward_best(_batch(1))
+    assert (tokens.tolist(), highest.tolist(), _seen(faults, "graphs")) == ([0], [0.0], graphs + 1)
+    assert decoder.forward_best(_batch(70))[0].tolist() == [0]
     decoder.close()
     decoder.close()
     with pytest.raises(UsageError, match="closed"):
         decoder.forward(_batch(1))
 
 
+@pytest.mark.parametrize(("what", "tokens"), [("graph", 1), ("launch", 70)])
 def test_a_gpu_lost_in_a_step_is_said_so_and_the_next_step_opens_it_again(
+    what: str, tokens: int, artifact: Artifact, faults: ctypes.CDLL
+) -> None:
+    decoder = _load(artifact)
+    decoder.forward(_batch(tokens))
+    _fault(faults, what, 700)
+    with pytest.raises(ResourceError, match=r"Fault Injector failed \(\w+: injected \(700\)\)"):
+        decoder.forward(_batch(tokens))
+    assert _seen(faults, "resets") == 1
+    assert decoder.forward(_batch(tokens)).shape == (1, 211)
+    decoder.close()
+
+
+def test_memory_that_runs_out_in_a_step_is_said_so_and_the_next_step_is_another(
     artifact: Artifact, faults: ctypes.CDLL
 ) -> None:
     decoder = _load(artifact)
-    decoder.forward(_batch(1))
-    _fault(faults, "graph", 700)
-    with pytest.raises(ResourceError, match=r"Fault Injector failed \(cuGraphLaunch: injected \(700\)\)"):
-        decoder.forward(_batch(1))
-    assert _seen(faults, "resets") == 1
-    assert decoder.forward(_batch(1)).shape == (1, 211)
+    _fault(faults, "launch", 2)
+    with pytest.raises(ResourceError, match="no memory left") as refused:
+        decoder.forward(_batch(70))
+    assert "--kv-tokens" in refused.value.remedy
+    assert decoder.forward(_batch(70)).shape == (1, 211)
     decoder.close()
 
 
@@ -133,20 +164,24 @@ def test_too_little_memory_is_said_so_and_all_of_it_given_back(artifact: Artifac
     assert "--kv-tokens" in refused.value.remedy
 
 
-def test_an_artifact_for_another_architecture_is_not_loaded(artifact: Artifact, faults: ctypes.CDLL) -> None:
+def test_an_artifact_for_another_architecture_is_not_loaded(
+    artifact: Artifact, faults: ctypes.CDLL, injector: tuple[str, Path]
+) -> None:
     _fault(faults, "architecture", 80)
-    found = TritonProvider().compatibility(artifact.manifest.variants[0])
-    assert found.fit is Fit.RECOMPILE
-    assert "sm90" in found.reason
-    assert "--target triton:sm80" in found.reason
-    with pytest.raises(MismatchError, match="sm90"):
-        _load(artifact)
+    made_for, there = ("sm90", "sm80") if injector[0] == "cuda" else ("gfx942", "gfx1100")
+    for variant in artifact.manifest.variants:
+        found = TritonProvider().compatibility(variant)
+        assert found.fit is Fit.RECOMPILE
+        assert f"--target triton:{there}" in found.reason
+        with pytest.raises(MismatchError, match=variant.requires["architecture"]):
+            _load(artifact, variant)
+    assert made_for in TritonProvider().compatibility(_variant(artifact)).reason
 
 
 @pytest.mark.parametrize(("what", "value"), [("devices", 0), ("init", 100), ("init", 35)])
 def test_no_gpu_or_an_old_driver_is_no_device(what: str, value: int, artifact: Artifact, faults: ctypes.CDLL) -> None:
     _fault(faults, what, value)
-    found = TritonProvider().compatibility(artifact.manifest.variants[0])
+    found = TritonProvider().compatibility(_variant(artifact))
     assert found.fit is Fit.UNSUPPORTED
     assert TritonProvider().devices() == []
     assert ("too old" in found.reason) == (value == 35)

@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
+import triton.language as tl
 from numpy.typing import NDArray
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
@@ -44,13 +46,32 @@ def compile_nothing(patch: pytest.MonkeyPatch) -> list[Spec]:
     return specs
 
 
+class _Builder(interpreter.InterpreterBuilder):
+    """What of the interpreter's arithmetic is put right: it keeps bfloat16 as its 16 bits.
+
+    Its products multiply those bits as if they were integers, and its conversion from float32 cuts what chips round
+    to the nearest.
+    """
+
+    def create_dot(self, a: Any, b: Any, *rest: Any) -> Any:
+        a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return super().create_dot(a, b, *rest)
+
+    def cast_impl(self, src: Any, dst_type: Any) -> Any:
+        if (src.dtype.scalar, dst_type.scalar) != (tl.float32, tl.bfloat16):
+            return super().cast_impl(src, dst_type)
+        rounded = src.data.astype(ml_dtypes.bfloat16).view(np.uint16)
+        return interpreter.TensorHandle(rounded, dst_type.scalar)
+
+
 @contextmanager
 def interpreted() -> Iterator[None]:
     """Kernels that call others find them interpreted too, and Triton's language is as it was afterwards.
 
     Triton patches its language anew for each call of a function, and leaves it so; once is enough.
     """
-    call, patch = JITFunction.__call__, interpreter._patch_lang
+    call, patch, builder = JITFunction.__call__, interpreter._patch_lang, interpreter.interpreter_builder.__class__
+    interpreter.interpreter_builder.__class__ = _Builder
     scopes: dict[int, Any] = {}
 
     def patch_once(function: Any) -> SimpleNamespace:
@@ -66,6 +87,7 @@ def interpreted() -> Iterator[None]:
         for scope in reversed(scopes.values()):
             scope.restore()
         JITFunction.__call__, interpreter._patch_lang = call, patch  # type: ignore[method-assign]
+        interpreter.interpreter_builder.__class__ = builder
 
 
 def launch(kernel: JITFunction, grid: tuple[int, int, int], *arguments: Any, **constants: Any) -> None:

@@ -7,6 +7,7 @@ matvec.py             one row times a matrix, normalised on the way in
 matmul.py             rows times a matrix, by tiles
 decode_attention.py   one query at a time, its keys split between programs
 prefill_attention.py  queries of one sequence by tiles
+choose.py             the likeliest tokens
 
 A token's facts are four int32 in ``batch``: the token, its position (-1 where a step is filled up),
 its sequence's row in ``pages``, and which row's logits are the n-th that is wanted. ``pages`` has a

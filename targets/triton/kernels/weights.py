@@ -10,14 +10,23 @@ import triton
 import triton.language as tl
 
 CHUNK = tl.constexpr(32)
+E4M3 = tl.constexpr(-1)  # in the place of what is subtracted from integers
 
 
 @triton.jit
 def unpack(integers, ZERO: tl.constexpr):
-    """Unsigned integers of at most 8 bits, less ``ZERO``, as float32.
+    """Unsigned integers of at most 8 bits, less ``ZERO``, as float32; float8 where ``ZERO`` is :data:`E4M3`.
 
-    They are put into the mantissa of 2²³, which takes two instructions of full rate; conversions run at a
-    quarter of it.
+    Integers are put into the mantissa of 2²³, which takes two instructions of full rate; conversions run at a
+    quarter of it. A float8's exponent and mantissa are put into float16's, whose exponents are 8 less; so each is
+    2⁻⁸ of what it stands for, which its scale makes up for. That is exact, and needs no instructions for float8,
+    which chips have for different kinds of it or not at all.
     """
-    bits = integers.to(tl.uint32) | 0x4B000000
-    return bits.to(tl.float32, bitcast=True) - (8388608.0 + ZERO)
+    if ZERO == E4M3:
+        wide = integers.to(tl.uint16)
+        bits = (wide & 0x80) << 8 | (wide & 0x7F) << 7
+        result = bits.to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        bits = integers.to(tl.uint32) | 0x4B000000
+        result = bits.to(tl.float32, bitcast=True) - (8388608.0 + ZERO)
+    return result

@@ -11,6 +11,7 @@ from aicc.compiler.rows import program as rows
 from aicc.compiler.rows.fuse import Part, Step, uses
 from aicc.compiler.rows.program import Op, Program, Value
 from aicc.targets.launch_plan import ONE, Extent
+from aicc.targets.triton.kernels.choose import choose
 from aicc.targets.triton.kernels.decode_attention import decode_attention
 from aicc.targets.triton.kernels.matmul import matmul
 from aicc.targets.triton.kernels.matvec import matvec
@@ -22,7 +23,20 @@ from aicc.targets.triton.lowering.groups import Group, groups, piece_width
 from aicc.targets.triton.lowering.order import head_orders
 from aicc.targets.triton.lowering.pack import Form, Packed, Packer
 from aicc.targets.triton.lowering.slots import Slots, stored_type
-from aicc.targets.triton.plan import BATCH, FIELDS, PAGES, TILES, VERSION, Argument, Buffer, Launch, Plan, Tier
+from aicc.targets.triton.plan import (
+    BATCH,
+    CHOSEN,
+    FIELDS,
+    LOGITS,
+    PAGES,
+    TILES,
+    VERSION,
+    Argument,
+    Buffer,
+    Launch,
+    Plan,
+    Tier,
+)
 
 TIERS = (1, 16, 64)  # rows of steps whose queries are taken one by one; more is a prompt
 MAX_TOKENS = 2048
@@ -70,6 +84,7 @@ class Planner:
             Buffer("pages", Extent(TIERS[-1] * self.table * _INT32)),
             Buffer("tiles", Extent((MAX_TOKENS // TILE + TIERS[-1]) * 2 * _INT32)),
             Buffer("logits", Extent(TIERS[-1] * program.vocab * _FLOAT32)),
+            Buffer("chosen", Extent(TIERS[-1] * 2 * _INT32)),
         ]
         self._caches = [
             [self._buffer(f"{what}.{layer}", Extent(heads.kv_heads * PAGE * heads.head_dim * 2, "pages"))
@@ -93,13 +108,19 @@ class Planner:
             body.append(Tier(most, tuple(launch for launch, selected in launches if not selected)))
             if most <= TIERS[-1]:
                 head.append(Tier(most, tuple(launch for launch, selected in launches if selected)))
+        choice = (self._choice(),)
         self.buffers[0] = Buffer("weights", Extent(self.packer.end))
         self.buffers[self._partial] = Buffer("partial", Extent(self._partial_bytes))
         self.buffers[self._arrived] = Buffer("arrived", Extent(self._arrived_bytes))
         return Plan(
             VERSION, self.packer.end, self.program.vocab, PAGE, self.table, TIERS[-1], TILE, TIERS[-1],
-            tuple(self.buffers), tuple(self.binaries.kernels), tuple(body), tuple(head),
+            tuple(self.buffers), tuple(self.binaries.kernels), tuple(body), tuple(head), choice,
         )  # fmt: skip
+
+    def _choice(self) -> Launch:
+        arguments = {"logits": Place(Argument(LOGITS), "*fp32"), "chosen": Place(Argument(CHOSEN), "*i32")}
+        constants = {"VOCAB": self.program.vocab, "BLOCK": min(4096, _power(self.program.vocab))}
+        return self._make("the likeliest tokens", choose, (Extent(1, "wanted"), ONE, ONE), arguments, constants, 8)
 
     def _buffer(self, name: str, size: Extent) -> int:
         self.buffers.append(Buffer(name, size))

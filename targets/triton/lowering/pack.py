@@ -16,7 +16,9 @@ from aicc.targets.triton.plan import WEIGHTS, Argument
 
 CHUNK = 32
 _FLOATS = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
-_ZEROS = {ir.DataType.INT4: 8, ir.DataType.INT8: 128}  # what makes the stored integers unsigned
+_E4M3 = -1  # as kernels/weights.py has it
+_E4M3_SCALE = 256  # what float8 made of float16's parts lacks
+_ZEROS = {ir.DataType.INT4: 8, ir.DataType.INT8: 128, ir.DataType.FLOAT8E4M3FN: _E4M3}  # makes stored integers unsigned
 Order = NDArray[np.int64] | None  # which of its rows stands where; None if they are in order
 
 
@@ -27,7 +29,7 @@ class Form:
     Attributes:
         bits: Of a weight.
         dtype: Triton's name of the stored type.
-        zero: What is subtracted from an integer.
+        zero: What is subtracted from an integer; -1 says that it is a float8.
         group: Columns that share a scale.
         scales: Triton's name of the type of scales; that of the weights if there are none.
         minima: Whether there are minima.
@@ -75,7 +77,8 @@ def matrix_form(matrix: Matrix) -> Form:
     padded = -(-matrix.columns // CHUNK) * CHUNK
     group = padded if weight.group_size == matrix.columns else weight.group_size
     zero = _ZEROS.get(weight.values.dtype, 0)
-    return Form(weight.bits, "u8", zero, group, _FLOATS[weight.scales.dtype], weight.offset != "none")
+    scales = "fp32" if zero == _E4M3 else _FLOATS[weight.scales.dtype]
+    return Form(weight.bits, "u8", zero, group, scales, weight.offset != "none")
 
 
 class Packer:
@@ -129,6 +132,8 @@ def _streams(matrix: Matrix, form: Form, order: Order) -> list[NDArray[np.generi
     rows = slice(matrix.begin, matrix.begin + matrix.rows)
     values = weight.values.const_value.numpy()[rows][chosen]
     scales = weight.scales.const_value.numpy()[rows][chosen]
+    if form.zero == _E4M3:
+        scales = scales.astype(np.float32) * _E4M3_SCALE
     streams: list[NDArray[np.generic]] = [pack_integers(values, form), scales]
     if weight.minimum is not None:
         streams.append(weight.minimum.const_value.numpy()[rows][chosen].reshape(scales.shape))
@@ -139,10 +144,14 @@ def _streams(matrix: Matrix, form: Form, order: Order) -> list[NDArray[np.generi
 
 
 def pack_integers(values: NDArray[np.generic], form: Form) -> NDArray[np.uint8]:
-    """Integers ``[N, K]`` as bytes, rows padded to whole chunks."""
-    unsigned = values.astype(np.int8 if form.zero else np.uint8).view(np.uint8) + np.uint8(form.zero)
+    """Integers or float8 ``[N, K]`` as bytes, rows padded to whole chunks."""
+    zero = max(0, form.zero)
+    if form.zero == _E4M3:
+        unsigned = np.ascontiguousarray(values).view(np.uint8)
+    else:
+        unsigned = values.astype(np.int8 if zero else np.uint8).view(np.uint8) + np.uint8(zero)
     if missing := -unsigned.shape[1] % CHUNK:
-        unsigned = np.pad(unsigned, ((0, 0), (0, missing)), constant_values=form.zero)
+        unsigned = np.pad(unsigned, ((0, 0), (0, missing)), constant_values=zero)
     if form.bits == 8:
         return unsigned
     halves = unsigned.reshape(len(unsigned), -1, 2, CHUNK // 2)
