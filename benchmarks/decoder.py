@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from threading import Timer
 from typing import Any
 
 import peers
@@ -79,8 +80,13 @@ class WorkerError(Exception):
 
 
 @contextmanager
-def worker(engine: Engine) -> Iterator[Any]:
-    """Start an engine's worker; gives a function from request to answer (see workers/protocol.py)."""
+def worker(engine: Engine, limit_s: float | None = None) -> Iterator[Any]:
+    """Start an engine's worker; gives a function from request to answer (see workers/protocol.py).
+
+    Args:
+        engine: What it runs.
+        limit_s: Seconds after which it is ended; None lets it take what it takes.
+    """
     with tempfile.TemporaryFile("w+") as chatter:
         command = [str(engine.python), str(WORKERS / engine.worker), *engine.modules]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=chatter, text=True)
@@ -99,9 +105,14 @@ def worker(engine: Engine) -> Iterator[Any]:
                 raise WorkerError(f"{engine.name}: {answer['error']}\n{chatter.read()[-2000:]}")
             return answer
 
+        timer = Timer(limit_s, process.kill) if limit_s is not None else None
+        if timer is not None:
+            timer.start()
         try:
             yield ask
         finally:
+            if timer is not None:
+                timer.cancel()
             process.stdin.close()
             try:
                 process.wait(timeout=30)

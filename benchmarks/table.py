@@ -26,7 +26,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 def table(document: dict[str, Any]) -> str:
     """Medians with their spread in brackets, one row an engine, and what it was measured on."""
     headings = ["engine", "weights", *(heading for heading, _, _ in _COLUMNS), "of bandwidth", "of matrix peak"]
-    lines = [headings, ["---", "---", *["---:"] * (len(headings) - 2)]]
+    lines = [headings]
     for row in document["engines"]:
         cells = [row["name"], row["weights"]]
         for _, key, write in _COLUMNS:
@@ -34,10 +34,14 @@ def table(document: dict[str, Any]) -> str:
             cells.append(f"{middle} ({low}–{high})")
         cells += [f"{row[f'{limit}_fraction']:.0%}" for limit in ("bandwidth", "matrix_peak")]
         lines.append(cells)
-    return (
-        "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        + f"\n\n{caption(document)}, least and most in brackets.\n"
-    )
+    return f"{markdown(lines, texts=2)}\n{caption(document)}, least and most in brackets.\n"
+
+
+def markdown(lines: list[list[str]], texts: int) -> str:
+    """Cells as a table, the first line being its headings and the first ``texts`` columns no numbers."""
+    heading, *rest = lines
+    ruled = [heading, ["---"] * texts + ["---:"] * (len(heading) - texts), *rest]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in ruled)
 
 
 def caption(document: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ def on_same_weights(
         ValueError: The graph lacks a parameter of the model, so that some weight would be another.
     """
     weights = {name: value.const_value for name, value in imported.graph.graph.initializers.items()}
-    given = {n: t.numpy().astype(np.float32) for n, t in weights.items() if t is not None and len(t.shape) == 1}
+    given = {}
     for use in find_weights(imported.graph):
         name = use.value.name.partition(".weight")[0] + ".weight"
         if use.blockwise is not None:
@@ -47,10 +47,13 @@ def on_same_weights(
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name not in tied and name not in given:
-                raise ValueError(f"the graph has no weight called {name}")
+            stored = weights.get(name)  # vectors and small matrices are as they were
             if name in given:
                 parameter.copy_(torch.from_numpy(given[name]))
+            elif stored is not None:
+                parameter.copy_(torch.from_numpy(stored.numpy().astype(np.float32)))
+            elif name not in tied:
+                raise ValueError(f"the graph has no weight called {name}")
     model.to(device)
 
     def logits(ids: NDArray[np.int64]) -> NDArray[np.float32]:
