@@ -12,7 +12,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -117,7 +117,7 @@ class Run:
         print(f"{self.left():.0f} s left: {model}, {engine}, {weights}", file=sys.stderr)
         try:
             yield row
-        except (AiccError, decoder.WorkerError, ImportError, TimeoutError) as error:
+        except (AiccError, decoder.WorkerError, BrokenExecutor, ImportError, TimeoutError) as error:
             row.note = f"left out: {str(error).splitlines()[0]}"
             print(f"  {error}", file=sys.stderr)
 

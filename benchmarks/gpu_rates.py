@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from aicc.runtime import Model
 from aicc.runtime.errors import ResourceError
-from aicc.runtime.provider import DecoderExecutable, TokenBatch
+from aicc.runtime.provider import ChoosingDecoder, DecoderExecutable, TokenBatch
 from aicc.targets.triton.driver import Driver
 
 _COPIED = 1 << 30  # bytes, more than any cache
@@ -118,7 +118,8 @@ def rates(decoder: DecoderExecutable, vocab: int, prompt: int, past: int, steps:
 
 
 def _timed(decoder: DecoderExecutable, new: list[list[int]], past: int, first: int = 0, tokens: int = 0) -> float:
-    """Seconds of a step that adds as many tokens to each of some sequences, after as many ``past`` ones.
+    """Seconds of a step that adds as many tokens to each of some sequences, after as many ``past`` ones, and chooses
+    the next of each: on the device where it can, as the engine does.
 
     Args:
         decoder: Takes the step.
@@ -139,7 +140,10 @@ def _timed(decoder: DecoderExecutable, new: list[list[int]], past: int, first: i
         starts[1:] * length - 1,
     )
     started = time.perf_counter()
-    decoder.forward(batch)
+    if isinstance(decoder, ChoosingDecoder):
+        decoder.forward_best(batch)
+    else:
+        decoder.forward(batch).argmax(axis=1)
     return time.perf_counter() - started
 
 

@@ -13,7 +13,7 @@ from aicc.runtime.errors import UsageError
 from aicc.runtime.provider import Array, DecoderExecutable, TokenBatch
 from aicc.targets.webgpu.executables import Loaded
 from aicc.targets.webgpu.launch import Launcher
-from aicc.targets.webgpu.plan import BATCH, HEADER_WORDS, LOGITS, PAGE_LIST, Plan, Rows, output_buffer
+from aicc.targets.webgpu.plan import BATCH, CHOSEN, HEADER_WORDS, LOGITS, PAGE_LIST, Plan, Rows, output_buffer
 
 Ints = NDArray[np.int64]
 
@@ -84,6 +84,21 @@ class WebGpuDecoder(_Batched, DecoderExecutable):
             UsageError: The batch makes no sense.
             ResourceError: The device fails.
         """
+        found = self._run(batch, LOGITS, self._rows.vocab)
+        return found.view(np.float32)
+
+    def forward_best(self, batch: TokenBatch) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """One step and its likeliest tokens; see :class:`aicc.runtime.provider.ChoosingDecoder`.
+
+        Raises:
+            UsageError: As :meth:`forward`.
+            ResourceError: As :meth:`forward`.
+        """
+        chosen = self._run(batch, CHOSEN, 2)
+        return chosen[:, 0].astype(np.int64), chosen[:, 1].copy().view(np.float32)
+
+    def _run(self, batch: TokenBatch, result: str, columns: int) -> NDArray[np.uint32]:
+        """A buffer's rows after a step, of the tokens whose logits are wanted."""
         self._check(batch)
         new = np.diff(batch.starts)
         first = np.repeat(batch.starts[:-1], new)
@@ -94,9 +109,9 @@ class WebGpuDecoder(_Batched, DecoderExecutable):
             "pages": np.repeat(batch.page_starts[:-1], new),
             "first": first,
         }
-        size = 4 * len(batch.logit_rows) * self._rows.vocab
-        found = self._step([batch.tokens], facts, batch.pages, batch.logit_rows, {LOGITS: size})
-        return found[LOGITS].reshape(-1, self._rows.vocab)
+        size = 4 * len(batch.logit_rows) * columns
+        found = self._step([batch.tokens], facts, batch.pages, batch.logit_rows, {result: size})
+        return found[result].view(np.uint32).reshape(-1, columns)
 
     def _check(self, batch: TokenBatch) -> None:
         """Raise for what the kernels would read or write outside of where they may."""

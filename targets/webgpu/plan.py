@@ -15,11 +15,12 @@ from aicc.runtime.artifact import TensorSpec
 from aicc.targets.launch_plan import Count, Extent, Positive
 
 PLAN_FILE = "plan.json"
-VERSION = 1
+VERSION = 2
 
 # Buffers of a model of rows. The host writes the batch's, which has, as u32, how many tokens there are and of how many
 # results are wanted, then arrays of Rows.tokens each: position, keys, pages, first, wanted, and every input.
 BATCH, PAGE_LIST, LOGITS = "batch", "pages", "logits"
+CHOSEN = "chosen"  # for each row of logits the first of the largest, as u32, and that logit's bits
 HEADER_WORDS = 4
 
 

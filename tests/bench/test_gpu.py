@@ -21,6 +21,7 @@ import torch_model
 from safetensors import safe_open
 
 from aicc.compiler.importers import Source, import_model
+from aicc.runtime.provider import TokenBatch
 from aicc.runtime.target import all_targets
 from aicc.targets.triton import driver
 
@@ -237,3 +238,28 @@ def test_torch_with_the_weights_of_a_graph_is_the_model_they_are_of(tiny: str, t
     found = torch_model.on_same_weights(import_model(source, digest=False), torch_model.config_of(source))(ids)
     with torch.no_grad():
         assert np.array_equal(found, model(torch.from_numpy(ids)[None]).logits[0].numpy())
+
+
+def test_rates_are_of_steps_over_pages_that_no_two_sequences_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[int, int, int]] = []
+
+    class Decoder:
+        page_size, max_batch_tokens = 16, 100
+
+        def forward_best(self, batch: TokenBatch) -> tuple[np.ndarray, np.ndarray]:
+            count = len(batch.past)
+            new = np.diff(batch.starts)
+            assert len(set(batch.pages.tolist())) == len(batch.pages)
+            assert (np.diff(batch.page_starts) * 16 >= batch.past + new).all()
+            assert batch.logit_rows.tolist() == (batch.starts[1:] - 1).tolist()
+            steps.append((count, int(batch.past[0]), int(new[0])))
+            clock[0] += 0.5 if new[0] > 1 else 0.125
+            return np.zeros(count, np.int64), np.zeros(count, np.float32)
+
+    clock = [0.0]
+    monkeypatch.setattr(gpu_rates.time, "perf_counter", lambda: clock[0])
+    found = gpu_rates.rates(Decoder(), 50, prompt=2048, past=20, steps=8, together=4)  # type: ignore[arg-type]
+    assert found == gpu_rates.Rates(decode=8, together=32, prefill=200, prompt=100)
+    assert steps[:5] == [(1, 0, 100)] * 4 + [(1, 0, 20)]
+    assert steps[5:13] == [(1, 20 + step, 1) for step in range(8)]
+    assert steps[-8:] == [(4, 20 + step, 1) for step in range(8)]

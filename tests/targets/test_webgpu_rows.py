@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from miniatures import ENCODERS, make_decoder, make_encoder
+from miniatures import make_decoder, make_encoder
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from sentences import mean_pooled, tokens_of
@@ -45,6 +45,13 @@ def step(model: Model, tokens: list[NDArray[np.int64]], past: list[int], pages: 
     return model._executable.forward(token_batch(tokens, past, pages)).copy()  # type: ignore[attr-defined]
 
 
+def best(
+    model: Model, tokens: list[NDArray[np.int64]], past: list[int], pages: list[list[int]]
+) -> tuple[NDArray[np.int64], Rows]:
+    """The likeliest token after each new one, and its logit, as the device chose."""
+    return model._executable.forward_best(token_batch(tokens, past, pages))  # type: ignore[attr-defined]
+
+
 def full(name: str) -> Any:
     """What needs long, and differs little from the others."""
     return pytest.param(name, marks=pytest.mark.full)
@@ -67,6 +74,8 @@ def test_a_decoder_computes_what_transformers_computes_at_once_and_in_steps(name
         second = step(model, [a[36:37], b[3:9]], [36, 3], pages)
         third = step(model, [a[37:], b[9:]], [37, 9], pages)
         last = step(model, [b[43:]], [43], pages[1:])
+        tokens, highest = best(model, [b[43:]], [43], pages[1:])
+    assert (tokens.tolist(), highest.tolist()) == ([last[0].argmax()], [last[0].max()])
     assert_within("model", np.concatenate([first[:36], second[:1], third[:7]]), one)
     assert_within("model", np.concatenate([first[36:], second[1:], third[7:]]), other)
     assert_within("model", last, other[43:])

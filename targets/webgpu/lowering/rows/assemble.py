@@ -14,7 +14,7 @@ from aicc.targets.webgpu import plan
 from aicc.targets.webgpu.lowering.rows.expressions import stride
 from aicc.targets.webgpu.lowering.rows.forms import pack_matrix
 from aicc.targets.webgpu.lowering.rows.kernels import MOST_ROWS, PAGE, WORKGROUP_BYTES, Dispatch, Kernels
-from aicc.targets.webgpu.plan import BATCH, HEADER_WORDS, LOGITS, PAGE_LIST
+from aicc.targets.webgpu.plan import BATCH, CHOSEN, HEADER_WORDS, LOGITS, PAGE_LIST
 
 KV_BYTES = {"float16": 2, "float32": 4}
 _BOUND = 1 << 27  # bytes of a buffer that every device binds
@@ -59,6 +59,8 @@ class Assembler:
             for value in (*step.read(), *step.handed_over):
                 if last.get(value, number) == number:
                     self._give_back(value)
+        if program.generates:
+            dispatches.append(kernels.choice())
         texts: dict[tuple[str, tuple[bool, ...]], int] = {}
         made = tuple(self._step(dispatch, texts) for dispatch in dispatches)
         pipelines = tuple(plan.Pipeline(f"kernel{n}", writes) for n, (_, writes) in enumerate(texts))
@@ -90,6 +92,7 @@ class Assembler:
         self._add("pages", PAGE_LIST, Extent(4 * tokens * -(-program.context // PAGE)))
         if program.generates:
             self._add("logits", LOGITS, Extent(4 * tokens * program.vocab))
+            self._add("chosen", CHOSEN, Extent(8 * tokens))
         for number, port in enumerate(program.outputs):
             self._add(("output", number), plan.output_buffer(number), Extent(4 * tokens * port.shape[-1]))
         for layer, heads in enumerate(program.layers):

@@ -80,6 +80,14 @@ class Kernels:
             return [self._rows(step)]
         return [self._products(step, part) for part in step.parts]
 
+    def choice(self) -> Dispatch:
+        """What follows a decoder's logits."""
+        bindings = (Binding("logits", "logits", "u32"), Binding("chosen", "result", "u32", writes=True))
+        parts = (_declared(bindings), constants(THREADS=THREADS, VOCAB=self.program.vocab), template("choose"))
+        groups = (ONE, Extent(1, "wanted"), ONE)
+        kernel = Kernel("\n\n".join(p.strip() for p in parts) + "\n", groups, 0, 8 * THREADS)
+        return Dispatch("the likeliest tokens", "wanted", bindings, (kernel,))
+
     def _products(self, step: Step, part: Part) -> Dispatch:
         size = "wanted" if step.selected else "tokens"
         kernels, bindings = [], ()
