@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from aicc.compiler.importers import ImportedModel, Source
 from aicc.compiler.quantization.convert import reader
 from aicc.compiler.quantization.policy import find_weights
-from aicc.compiler.rows.matrix import stored_float
 
 
 def config_of(source: Source) -> transformers.PretrainedConfig:
@@ -35,21 +34,22 @@ def on_same_weights(
     Raises:
         ValueError: The graph lacks a parameter of the model, so that some weight would be another.
     """
-    weights = {name: value.const_value for name, value in imported.graph.graph.initializers.items()}
-    given = {}
-    for use in find_weights(imported.graph):
-        name = use.value.name.partition(".weight")[0] + ".weight"
-        if use.blockwise is not None:
-            given[name] = reader(use.blockwise)()
-        else:
-            given[name] = stored_float(use.value).const_value.numpy().astype(np.float32)
+    initializers = imported.graph.graph.initializers.items()
+    weights = {
+        name.removesuffix(".bfloat16").removesuffix(".float16"): value.const_value for name, value in initializers
+    }
+    blocks = {
+        use.value.name.partition(".weight")[0] + ".weight": use.blockwise
+        for use in find_weights(imported.graph)
+        if use.blockwise is not None
+    }
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            stored = weights.get(name)  # vectors and small matrices are as they were
-            if name in given:
-                parameter.copy_(torch.from_numpy(given[name]))
+            stored = weights.get(name)
+            if name in blocks:
+                parameter.copy_(torch.from_numpy(reader(blocks[name])()))
             elif stored is not None:
                 parameter.copy_(torch.from_numpy(stored.numpy().astype(np.float32)))
             elif name not in tied:
