@@ -187,6 +187,14 @@ def test_no_gpu_or_an_old_driver_is_no_device(what: str, value: int, artifact: A
     assert ("too old" in found.reason) == (value == 35)
 
 
+@pytest.mark.usefixtures("faults")
+def test_a_driver_that_lacks_a_function_is_too_old() -> None:
+    (found,) = driver.drivers()
+    with pytest.raises(MismatchError, match="the driver of Fault Injector lacks cuTomorrow: it is too old") as refused:
+        found.function("cuTomorrow")
+    assert "newer driver" in refused.value.remedy
+
+
 def test_a_plan_that_names_what_is_not_there_is_refused(artifact: Artifact) -> None:
     plan = msgspec.json.decode(artifact.file(f"variants/triton-sm90/{PLAN_FILE}").read_bytes(), type=Plan)
     check(plan, plan.weights_bytes, 4)
