@@ -36,6 +36,7 @@ class Chip(msgspec.Struct, frozen=True):
         weight_bytes: Weights that its nodes read; one that two chips read is on both.
         cache_bytes: Keys and values of earlier tokens that its nodes read.
         received_bytes: What comes over the link from the chip before, each run.
+        activation_bytes: The most that other tensors take at a time: what it received, makes, and hands on.
     """
 
     first: int
@@ -43,6 +44,7 @@ class Chip(msgspec.Struct, frozen=True):
     weight_bytes: int
     cache_bytes: int
     received_bytes: int
+    activation_bytes: int
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -107,19 +109,28 @@ def _problems(path: Path, chips: Sequence[Chip]) -> list[str]:
 
 
 def _memory(graph: onnx.GraphProto, chips: Sequence[Chip]) -> list[str]:
-    """Chips that hold more than there is room for, counted from the graph."""
-    sizes = {
-        t.name: math.prod(t.dims) * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
-        for t in graph.initializer
-    }
-    for value in graph.input:
+    """Chips that would hold more than there is room for at some node, counted from the graph."""
+    sizes = {t.name: math.prod(t.dims) * _width(t.data_type) for t in graph.initializer}
+    held = set(sizes) | {value.name for value in graph.input}
+    for value in [*graph.input, *graph.value_info, *graph.output]:
         tensor = value.type.tensor_type
-        width = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
-        sizes[value.name] = math.prod(d.dim_value for d in tensor.shape.dim) * width
-    found = []
-    for index, chip in enumerate(chips):
-        used = {name for node in graph.node[chip.first : chip.last + 1] for name in node.input}
-        held = sum(sizes[name] for name in used & set(sizes))
-        if held > CHIP_BYTES:
-            found.append(f"chip {index} would hold {held:,} bytes of {CHIP_BYTES:,}")
+        sizes[value.name] = math.prod(d.dim_value for d in tensor.shape.dim) * _width(tensor.elem_type)
+    last = {name: index for index, node in enumerate(graph.node) for name in [*node.output, *node.input]}
+    outputs = {value.name for value in graph.output}
+    found, before = [], set[str]()
+    for number, chip in enumerate(chips):
+        nodes = graph.node[chip.first : chip.last + 1]
+        resident = sum(sizes[name] for name in {name for node in nodes for name in node.input} & held)
+        alive, most = {name for name in before if last[name] >= chip.first}, 0
+        for index, node in enumerate(nodes, chip.first):
+            alive |= {name for name in node.output if name}
+            most = max(most, sum(sizes.get(name, 0) for name in alive))
+            alive = {name for name in alive if last[name] > index or (name in outputs and name not in before)}
+        before |= {name for node in nodes for name in node.output if name}
+        if resident + most > CHIP_BYTES:
+            found.append(f"chip {number} would hold {resident + most:,} bytes of {CHIP_BYTES:,}")
     return found
+
+
+def _width(dtype: int) -> int:
+    return int(onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize)

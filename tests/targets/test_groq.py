@@ -22,7 +22,7 @@ from aicc.compiler.pipeline import compile_model
 from aicc.compiler.quantization.policy import quantize
 from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UnsupportedError
 from aicc.runtime.target import find_target
-from aicc.targets.groq.contract import PACKAGE, Chip, Package, check_package
+from aicc.targets.groq.contract import PACKAGE, Chip, Package, Program, check_package
 from aicc.targets.groq.lowering import commands, lower
 from aicc.targets.groq.partition import partition
 from aicc.targets.portable import Evaluate
@@ -126,15 +126,15 @@ def test_chips_that_leave_a_node_out_are_refused(package: Path, tmp_path: Path):
     for file in package.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     found = msgspec.json.decode((package / PACKAGE).read_bytes(), type=Package)
-    short = [msgspec.structs.replace(p, chips=(Chip(0, 1, 0, 0, 0),)) for p in found.programs]
+    short = [msgspec.structs.replace(p, chips=(Chip(0, 1, 0, 0, 0, 0),)) for p in found.programs]
     (tmp_path / PACKAGE).write_bytes(msgspec.json.encode(msgspec.structs.replace(found, programs=tuple(short))))
     with pytest.raises(IntegrityError, match="every node once"):
         check_package(tmp_path)
 
 
-def _chain(layers: int, width: int) -> ir.Model:
-    """Square products one behind another; no weight has a value."""
-    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT16), shape=ir.Shape([1, width]))
+def _chain(layers: int, width: int, rows: int = 1) -> ir.Model:
+    """Square products of some rows one behind another; no weight has a value."""
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT16), shape=ir.Shape([rows, width]))
     graph = ir.Graph([x], [], nodes=[], name="chain", opset_imports={"": 16})
     for layer in range(layers):
         half = ir.TensorType(ir.DataType.FLOAT16)
@@ -156,6 +156,27 @@ def test_layers_are_spread_evenly_and_what_crosses_is_counted():
     assert sum(chip.last - chip.first + 1 for chip in chips) == 12
     assert max(chip.weight_bytes for chip in chips) == 2 * 2 * 4096**2
     assert {chip.received_bytes for chip in chips[1:]} == {2 * 4096}
+
+
+def test_what_a_chip_computes_has_to_fit_beside_its_weights():
+    """Two layers a chip would do for the parameters, and each makes 82 MB of 82 MB."""
+    chips = partition(_chain(layers=8, width=4096, rows=10_000))
+    assert len(chips) == 8
+    assert {chip.activation_bytes for chip in chips[1:]} == {2 * 2 * 4096 * 10_000}
+    with pytest.raises(ResourceError, match=r"MatMul \(.*needs 1,344,274,432 bytes at a time"):
+        partition(_chain(layers=2, width=4096, rows=80_000))
+
+
+def test_a_package_with_more_on_a_chip_than_fits_is_refused(tmp_path: Path):
+    half = onnx.TensorProto.FLOAT16
+    values = [helper.make_tensor_value_info(name, half, [1, 60_000_000]) for name in "xyz"]
+    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Abs", ["y"], ["z"])]
+    graph = helper.make_graph(nodes, "g", values[:1], values[2:], value_info=values[1:2])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8), tmp_path / "m.onnx")
+    package = Package(16, 220 << 20, (Program("m.onnx", 0, 0, (Chip(0, 1, 0, 0, 0, 0),)),))
+    (tmp_path / PACKAGE).write_bytes(msgspec.json.encode(package))
+    with pytest.raises(IntegrityError, match="chip 0 would hold 360,000,000 bytes of 230,686,720"):
+        check_package(tmp_path)
 
 
 def test_more_than_the_largest_topology_is_refused():
@@ -193,7 +214,7 @@ def test_tools_on_the_path_are_run_and_their_refusal_is_ours(
 
 
 def test_several_chips_are_a_daisy_chain(package: Path):
-    program = msgspec.structs.replace(check_package(package).programs[0], chips=(Chip(0, 0, 0, 0, 0),) * 4)
+    program = msgspec.structs.replace(check_package(package).programs[0], chips=(Chip(0, 0, 0, 0, 0, 0),) * 4)
     compiler, assembler = commands(program)
     assert {"--multichip=DF_A14_4_CHIP", "--partition-mode=daisy-chain"} <= set(compiler)
     assert "DF_A14_4_CHIP" in assembler
