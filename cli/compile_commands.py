@@ -162,8 +162,9 @@ def check(
     type=click.Path(path_type=Path),
     metavar="PATH",
     help="Sample inputs that fix the scales of activations, for targets that compute with integers only: a .npz file "
-    "with an array for each input, samples along its first axis; a folder of such files; or a text file, of which a "
-    "language model reads all and an encoder each line. It never leaves this machine, nor is it kept.",
+    "with an array for each input, samples along its first axis; a text file, of which a language model reads all and "
+    "an encoder each line; a picture, for a model with a preprocessor_config.json beside it; or a folder of such "
+    "files. It never leaves this machine, nor is it kept.",
 )
 @click.option(
     "--graph/--no-graph",

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,15 +62,40 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def make_staging(destination: Path) -> tuple[Path, int]:
+@contextmanager
+def scratch(purpose: str) -> Iterator[Path]:
+    """An empty directory for as long as it is needed; those of processes that were killed are removed first.
+
+    Args:
+        purpose: What it is for, a part of its name among the system's temporary files.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    name = Path(tempfile.gettempdir()).resolve() / f"aicc-{purpose}"
+    sweep_leftovers(name)
+    path, lock = make_staging(name, mode=0o700)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+        _staging.discard(path)
+
+
+def make_staging(destination: Path, mode: int = 0o777) -> tuple[Path, int]:
     """Make an empty, locked directory beside ``destination``.
+
+    Args:
+        destination: What it may become.
+        mode: Who may use it, less what the process masks.
 
     Returns:
         Its path, and the descriptor that holds the lock until it is closed.
     """
     while True:
         path = _hidden_sibling(destination)
-        os.mkdir(path)
+        os.mkdir(path, mode)
         with suppress(FileNotFoundError):  # swept by another process before it could be locked
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             with suppress(OSError):  # a file system without locks: its leftovers are left alone

@@ -27,8 +27,8 @@ OpRule = Literal["native", "decompose", "refuse"]
 Evidence = Literal["runs", "emulated", "compiled", "prepared"]
 # What decides the graph that is lowered: variants of one artifact have it in common.
 _SHARED = (
-    "family", "lowering", "compute_dtypes", "weight_formats", "kv_dtypes", "activations", "calibration", "op_rules",
-    "graph_domains", "shapes", "alignment", "merges_projections",
+    "family", "lowering", "compute_dtypes", "weight_formats", "kv_dtypes", "activations", "calibration",
+    "float_operators", "op_rules", "graph_domains", "shapes", "alignment", "merges_projections",
 )  # fmt: skip
 
 
@@ -80,6 +80,8 @@ class Target(msgspec.Struct, frozen=True):
         calibration: Whether scales of activations are fixed when compiling, from inputs the user gives
             (``--calibrate``): never, if there are such inputs, or always. :attr:`activations` are then some of
             :data:`CALIBRATED`; weights become symmetric int8, with a scale for each channel.
+        float_operators: Operators that a calibrated graph leaves in floats, since the chip does not take them in
+            integers.
         compilers: The C compiler its code is made with; empty if it is made without.
         partitions: Who runs the graph: ``chip`` all of it, or it is refused; ``host`` is the device's own processor
             for what the chip refuses, where the family can cut a graph. The first is taken unless another is asked
@@ -113,6 +115,7 @@ class Target(msgspec.Struct, frozen=True):
     kv_dtypes: tuple[str, ...] = ()
     activations: tuple[str, ...] = ()
     calibration: Literal["never", "optional", "required"] = "never"
+    float_operators: tuple[str, ...] = ()
     compilers: tuple[str, ...] = ()
     partitions: tuple[Literal["chip", "host"], ...] = ("chip",)
     op_rules: Mapping[str, OpRule] = msgspec.field(default_factory=lambda: MappingProxyType({}))

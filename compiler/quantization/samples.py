@@ -1,16 +1,17 @@
-"""Inputs a model is calibrated with: arrays in ``.npz`` files, or a text for models that read tokens."""
+"""Inputs a model is calibrated with: arrays in ``.npz`` files, texts for models that read tokens, or pictures."""
 
 from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from aicc.compiler.facts import graph_signatures
 from aicc.compiler.importers import ImportedModel
+from aicc.compiler.quantization.pictures import read_pictures
 from aicc.runtime.artifact import TensorSpec
 from aicc.runtime.errors import AiccError, ResourceError, UsageError
 from aicc.runtime.machine import memory
@@ -21,7 +22,10 @@ from aicc.runtime.tokenizer import Tokenizer
 Sample = dict[str, Array]
 
 _CHUNK_TOKENS = 128  # of a decoder's text read at once
-_FORMS = "Give a .npz file of inputs by name, a folder of such files, or, for a model that reads tokens, a text file."
+_FORMS = (
+    "Give a .npz file of inputs by name, a text for a model that reads tokens, pictures for one that comes with "
+    "preprocessor_config.json, or a folder of such files."
+)
 
 
 def read_samples(path: Path, imported: ImportedModel) -> list[Sample]:
@@ -29,8 +33,8 @@ def read_samples(path: Path, imported: ImportedModel) -> list[Sample]:
 
     Args:
         path: A ``.npz`` file whose arrays have the inputs' names, and an axis in front, or the inputs' own first
-            one, that counts samples; a folder of such files; or a UTF-8 text, of which a decoder reads all and
-            an encoder every line by itself.
+            one, that counts samples; a UTF-8 text, of which a decoder reads all and an encoder every line by
+            itself; a picture, for models that say how theirs are prepared; or a folder of such files.
         imported: The model; its graph's inputs say what a sample is.
 
     Returns:
@@ -42,15 +46,29 @@ def read_samples(path: Path, imported: ImportedModel) -> list[Sample]:
     """
     specs = graph_signatures(imported.graph)["default"].inputs
     samples = []
-    for file in sample_files(path):
-        found = _read_arrays(file, specs) if zipfile.is_zipfile(file) else _read_text(file, specs, imported)
+    for file, sample in _found(sample_files(path), specs, imported):
         try:
-            samples += [check_inputs(specs, sample) for sample in found]
+            samples.append(check_inputs(specs, sample))
         except AiccError as error:
             raise UsageError(f"{file}: {error.message}", error.remedy) from error
     if not samples:
         raise UsageError(f"{path} has no sample.", _FORMS)
     return samples
+
+
+def _found(files: list[Path], specs: tuple[TensorSpec, ...], imported: ImportedModel) -> Iterator[tuple[Path, Sample]]:
+    """Each sample with the file it is of."""
+    reads_text = imported.tokenizer_json is not None and any(spec.name == "input_ids" for spec in specs)
+    pictures = []
+    for file in files:
+        if zipfile.is_zipfile(file):
+            yield from ((file, sample) for sample in _read_arrays(file, specs))
+        elif reads_text:
+            yield from ((file, sample) for sample in _read_text(file, specs, imported))
+        else:
+            pictures.append(file)
+    if pictures:
+        yield from read_pictures(pictures, specs, imported)
 
 
 def sample_files(path: Path) -> list[Path]:
@@ -61,12 +79,13 @@ def sample_files(path: Path) -> list[Path]:
     """
     if not path.exists():
         raise UsageError(f"the calibration data {path} does not exist.", _FORMS)
-    if files := sorted(path.glob("*.npz")) if path.is_dir() else [path]:
+    if not path.is_dir():
+        return [path]
+    if files := sorted(path.glob("*.npz")):
         return files
-    raise UsageError(
-        f"the folder {path} has no .npz file.",
-        "Prepare images and sound as the model's authors say, and save the arrays by the names of the model's inputs.",
-    )
+    if files := sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")):
+        return files
+    raise UsageError(f"the folder {path} has no files.", _FORMS)
 
 
 def _read_arrays(file: Path, specs: tuple[TensorSpec, ...]) -> list[Sample]:
@@ -117,9 +136,7 @@ def _split(array: Array, spec: TensorSpec) -> list[Array]:
 
 
 def _read_text(file: Path, specs: tuple[TensorSpec, ...], imported: ImportedModel) -> list[Sample]:
-    tokens = next((spec for spec in specs if spec.name == "input_ids"), None)
-    if imported.tokenizer_json is None or tokens is None:
-        raise UsageError(f"{file} is no .npz file, and the model does not read text.", what_it_takes(specs))
+    tokens = next(spec for spec in specs if spec.name == "input_ids")
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

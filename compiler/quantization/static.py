@@ -28,6 +28,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from aicc.compiler.disk import scratch
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.quantization.policy import Quant, quantize
 from aicc.compiler.quantization.samples import Sample
@@ -38,6 +39,9 @@ from aicc.runtime.target import Target
 # So many of an 8-bit activation's values lie inside its range. EfficientNet-Lite0 on 22 images, mean cosine of the
 # logits to float32: 0.9830 with the whole range, 0.9826 with 99.999%, 0.9842 with 99.99%, 0.9761 with 99.9%.
 PERCENTILE = 99.99
+# A channel with next to no weights gets steps that chips' multipliers can express: with steps of 2e-9 beside the
+# others' 2e-3, Qualcomm's emulator gave 6.9 for 0. onnxruntime's own settings for that chip have the same number.
+_LEAST_RANGE = 1e-4
 _TYPES = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8, "int16": QuantType.QInt16, "uint16": QuantType.QUInt16}
 _EXTERNAL_BYTES = 1 << 30  # weights beyond this are written beside the graph, whose file may have 2 GiB
 _OPSET = 21  # the first with 16-bit activations; a scale for each channel needs 13
@@ -61,7 +65,7 @@ def check_calibration(target: Target, given: bool, quant: Quant, activations: st
     if not given and target.calibration == "required":
         raise UsageError(
             f"{target.name} computes with integers only, and their scales come from sample inputs.",
-            "Give some with --calibrate: a .npz file of inputs by name, a folder of such files, or a text file.",
+            "Give some with --calibrate: a .npz file of inputs by name, a text, or a folder of pictures.",
         )
     if not given and target.calibration == "optional" and activations != "auto":
         raise UsageError(
@@ -92,23 +96,24 @@ def calibrate(imported: ImportedModel, target: Target, samples: Sequence[Sample]
         )
     kind = target.activations[0]
     quantize(imported, target, "fp32", None)
-    with tempfile.TemporaryDirectory(prefix="aicc-calibrate-") as folder:
-        try:
-            imported.graph = _quantised(imported.graph, kind, samples, Path(folder))
-        except OSError as error:
-            raise ResourceError(
-                f"the graph cannot be written to {folder}: {error}.", "Free some space or point TMPDIR elsewhere."
-            ) from error
-        except Exception as error:  # onnxruntime's own classes share no narrower base
-            raise UnsupportedError(
-                f"onnxruntime cannot calibrate the graph: {first_line(error)}.",
-                "Check the samples, and that the graph computes nothing infinite with them.",
-            ) from error
+    try:
+        with scratch("calibrate") as folder:
+            imported.graph = _quantised(imported.graph, kind, set(target.float_operators), samples, folder)
+    except OSError as error:
+        raise ResourceError(
+            f"the graph cannot be written to {tempfile.gettempdir()}: {error}.",
+            "Free some space or point TMPDIR elsewhere.",
+        ) from error
+    except Exception as error:  # onnxruntime's own classes share no narrower base
+        raise UnsupportedError(
+            f"onnxruntime cannot calibrate the graph: {first_line(error)}.",
+            "Check the samples, and that the graph computes nothing infinite with them.",
+        ) from error
     return f"int8 by channel, {kind} activations ({len(samples)} samples)"
 
 
-def _quantised(model: ir.Model, kind: str, samples: Sequence[Sample], folder: Path) -> ir.Model:
-    """The QDQ form of a graph, its tensors in memory."""
+def _quantised(model: ir.Model, kind: str, floats: set[str], samples: Sequence[Sample], folder: Path) -> ir.Model:
+    """The QDQ form of a graph, some operators left in floats, its tensors in memory."""
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     external = weights > _EXTERNAL_BYTES
     source, prepared, quantised = (folder / f"{name}.onnx" for name in ("source", "prepared", "quantised"))
@@ -120,7 +125,7 @@ def _quantised(model: ir.Model, kind: str, samples: Sequence[Sample], folder: Pa
     with quiet(), contextlib.redirect_stdout(io.StringIO()):
         # Folds batch normalisation into convolutions and transposes into weights, so that weights are constants.
         quant_pre_process(source, prepared, skip_symbolic_shape=True, save_as_external_data=external)
-        operators = {node.op_type for node in ir.load(prepared).graph} - _CONTROL
+        operators = {node.op_type for node in ir.load(prepared).graph} - _CONTROL - floats
         quantize_static(
             prepared,
             quantised,
@@ -137,6 +142,7 @@ def _quantised(model: ir.Model, kind: str, samples: Sequence[Sample], folder: Pa
                 "CalibPercentile": PERCENTILE,
                 "CalibStridedMinMax": 1,  # one sample's activations in memory at a time, whatever the method
                 "ForceQuantizeNoInputCheck": True,
+                "MinimumRealRange": _LEAST_RANGE,
             },
         )
     result = ir.load(quantised)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import msgspec
 import onnx_ir as ir
 
 from aicc.compiler.coverage import full_coverage, refuse_operators, weight_bytes_per_token
+from aicc.compiler.disk import scratch
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.legalise import legalise
 from aicc.compiler.lowering import LoweredVariant, WeightStore
@@ -79,10 +79,33 @@ def _graphs(imported: ImportedModel, target: Target) -> Iterator[tuple[Step, ir.
     """The graphs to compile, in the chip's operators, and what was done to get them."""
     if imported.llm is None:
         model = imported.graph.clone()
-        yield Step("model", 0, 0), model, [run_pass("static shapes", StaticShapes({}), model), *legalise(model, target)]
+        passes = [run_pass("static shapes", StaticShapes({}), model), *legalise(model, target)]
+        _separate_constants(model)
+        yield Step("model", 0, 0), model, passes
         return
+    if any(node.op_type == "QuantizeLinear" for node in imported.graph.graph):
+        raise UnsupportedError(
+            f"{target.name} has no calibrated decoders yet.", "Leave --calibrate out: they compute in half precision."
+        )
     for step, model in decoder_steps(imported):
-        yield step, model, legalise(model, target)
+        passes = legalise(model, target)
+        _separate_constants(model)
+        yield step, model, passes
+
+
+def _separate_constants(model: ir.Model) -> None:
+    """Give each ``DequantizeLinear`` of a constant integers of its own.
+
+    Equal integers may stand for different numbers, as the largest do for any constant of one value. The provider
+    knows one scale a tensor, that of its first reader, and computes other numbers without a word.
+    """
+    for value in list(model.graph.initializers.values()):
+        readers = [use for use in value.uses() if use.node.op_type == "DequantizeLinear" and use.idx == 0]
+        for count, (node, index) in enumerate(readers[1:], 1):
+            name = f"{value.name}/{count}"
+            own = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
+            model.graph.register_initializer(own)
+            node.replace_input_with(index, own)
 
 
 def _cut(name: str, coverage: list[OpCoverage], result: Path, target: Target) -> tuple[list[OpCoverage], list[str]]:
@@ -122,8 +145,8 @@ def _cut(name: str, coverage: list[OpCoverage], result: Path, target: Target) ->
 
 def _compile(model: ir.Model, result: Path, htp: str, target: Target) -> None:
     """One graph, in a process of its own."""
-    with tempfile.TemporaryDirectory(prefix="aicc-hexagon-") as folder:
-        source = Path(folder, "graph.onnx")
+    with scratch("hexagon") as folder:
+        source = folder / "graph.onnx"
         large = sum(v.const_value.nbytes for v in model.graph.initializers.values()) > _EXTERNAL_BYTES
         ir.save(model, source, external_data="graph.data" if large else None)
         # The graph has the same name each time: the compiler makes names of it that end up in the binary.

@@ -9,9 +9,7 @@ _RULES: dict[str, OpRule] = {
     "Attention": "decompose",
     "RotaryEmbedding": "decompose",
     "Swish": "decompose",
-    # The emulator computed quantised activations of some graphs other than onnxruntime; docs/chips.md says which.
     "DynamicQuantizeLinear": "refuse",
-    "QuantizeLinear": "refuse",
 }
 _FOUND_IN = {
     "htp75": "Snapdragon 8 Gen 3",
@@ -32,6 +30,9 @@ TARGETS = tuple(
         compute_dtypes=("float16",),
         weight_formats=(WeightFormat(32),),
         kv_dtypes=("float32",),
+        activations=("uint16", "uint8"),
+        calibration="optional",
+        float_operators=("BatchNormalization", "LayerNormalization"),
         partitions=("chip", "host"),
         op_rules=_RULES,
         shapes="static",

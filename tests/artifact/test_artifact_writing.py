@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 from artifact_sample import fill, small_manifest, small_report, write_sample
 
+from aicc.compiler.disk import scratch
 from aicc.compiler.package import ArtifactWriter
 from aicc.runtime.artifact import Artifact
 from aicc.runtime.errors import IntegrityError, ResourceError, UsageError
@@ -74,6 +76,31 @@ def test_the_next_compile_removes_what_a_killed_one_left(tmp_path):
     assert names(tmp_path)[0].startswith(".a.aicc.tmp-")
     write_sample(tmp_path / "a.aicc")
     assert names(tmp_path) == ["a.aicc"]
+
+
+def test_what_a_vendors_tool_wrote_in_a_killed_compile_is_removed_by_the_next_that_runs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = f"""
+import sys, tempfile
+tempfile.tempdir = {str(tmp_path)!r}
+from aicc.compiler.disk import scratch
+with scratch("tool") as folder:
+    (folder / "intermediate").touch()
+    print("made", flush=True)
+    sys.stdin.read()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "made\n"
+    (its,) = tmp_path.iterdir()
+    with scratch("tool") as folder:
+        assert {its, folder} == set(tmp_path.iterdir())  # the other still runs
+    process.kill()
+    process.communicate()
+    assert names(its) == ["intermediate"]
+    with scratch("tool") as folder:
+        assert [folder] == list(tmp_path.iterdir())
+        assert folder.stat().st_mode & 0o077 == 0
+    assert names(tmp_path) == []
 
 
 def test_a_compile_leaves_others_to_the_same_output_alone(tmp_path):

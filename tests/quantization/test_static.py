@@ -1,7 +1,9 @@
 """Calibrated static quantisation: real models in, graphs of integers with fixed scales out."""
 
 import io
+import json
 import struct
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tolerances import TOLERANCES, cosine
+from tolerances import TOLERANCES, assert_within, cosine
 
 from aicc.compiler.importers import ImportedModel, Source, import_model
 from aicc.compiler.pipeline import compile_model
@@ -18,7 +20,7 @@ from aicc.compiler.quantization.samples import Sample, read_samples
 from aicc.compiler.quantization.static import calibrate
 from aicc.compiler.sources import resolve
 from aicc.runtime import load
-from aicc.runtime.errors import ResourceError, UnsupportedError, UsageError
+from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError, UsageError
 from aicc.runtime.target import find_target
 
 TEXT = """The library opened at nine, and by ten there was no free chair near the windows.
@@ -186,8 +188,8 @@ def test_calibration_data_that_does_not_fit_is_refused_with_what_the_model_takes
     central = good.index(b"PK\x01\x02")
     cases = {
         tmp_path / "nothing.npz": "does not exist",
-        tmp_path / "empty": "has no .npz file",
-        tmp_path / "text.txt": "the model does not read text",
+        tmp_path / "empty": "has no files",
+        tmp_path / "text.txt": "the model reads neither text nor one picture",
         tmp_path / "broken.npz": "'x' is missing",
         saved(tmp_path / "name.npz", z=np.zeros((1, 4), np.float32)): "'x' is missing",
         saved(tmp_path / "more.npz", x=np.zeros((1, 4), np.float32), z=np.zeros(1)): "'z' is no input",
@@ -207,6 +209,64 @@ def test_calibration_data_that_does_not_fit_is_refused_with_what_the_model_takes
         with pytest.raises(UsageError) as caught:
             read_samples(path, affine)
         assert message in str(caught.value), path
+
+
+@pytest.fixture
+def looks(tmp_path: Path) -> ImportedModel:
+    """``x [1, 3, 4, 6]`` to its negative, from a folder that says how pictures become ``x``."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 4, 6]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"], name="turn")], "g", ports[:1], ports[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), folder / "m.onnx")
+    settings = {
+        "image_processor_type": "ViTImageProcessor", "size": {"height": 4, "width": 6}, "resample": 0,
+        "rescale_factor": 1 / 255, "image_mean": [0.5, 0.25, 0.0], "image_std": [0.5, 0.5, 0.25],
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return import_model(Source(folder / "m.onnx", "onnx", "m"))
+
+
+def pixmap(path: Path, pixels: np.ndarray) -> Path:
+    """A picture ``[height, width, 3]`` of 8 bits in the simplest format there is."""
+    return written(path, f"P6 {pixels.shape[1]} {pixels.shape[0]} 255 ".encode() + pixels.tobytes())
+
+
+def test_pictures_are_prepared_as_the_model_says(looks: ImportedModel, tmp_path: Path) -> None:
+    (tmp_path / "album").mkdir()
+    shown = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), np.uint8)
+    large = shown.repeat(3, axis=1).repeat(3, axis=2)  # whose nearest pixels are those of the small ones
+    pixmap(tmp_path / "album" / "a.ppm", shown[0])
+    pixmap(tmp_path / "album" / "b.ppm", large[1])
+    found = np.concatenate([sample["x"] for sample in read_samples(tmp_path / "album", looks)])
+    expected = (shown / np.float32(255) - np.float32([0.5, 0.25, 0])) / np.float32([0.5, 0.5, 0.25])
+    assert_within("float32", found, expected.astype(np.float32).transpose(0, 3, 1, 2))
+
+
+def test_pictures_that_cannot_be_prepared_are_refused_in_words(looks: ImportedModel, tmp_path: Path) -> None:
+    picture = pixmap(tmp_path / "a.ppm", np.zeros((4, 6, 3), np.uint8))
+    with pytest.raises(UsageError, match=r"broken\.ppm is no picture"):
+        read_samples(written(tmp_path / "broken.ppm", picture.read_bytes()[:20]), looks)
+    config, vit = tmp_path / "model" / "preprocessor_config.json", {"image_processor_type": "ViTImageProcessor"}
+    for settings, kind, message in (
+        (vit | {"size": {"height": 5, "width": 5}}, UsageError, r"shape \[1, 3, 5, 5\]"),
+        (vit | {"image_mean": [1]}, UsageError, "does not say how"),
+        ({"image_processor_type": "OwnProcessor", "auto_map": {"AutoImageProcessor": "x.Y"}}, UnsupportedError, "Own"),
+    ):
+        config.write_text(json.dumps(settings))
+        with pytest.raises(kind, match=message):
+            read_samples(picture, looks)
+    config.unlink()
+    with pytest.raises(UsageError, match=r"no preprocessor_config\.json beside the model"):
+        read_samples(picture, looks)
+
+
+def test_without_pillow_pictures_say_what_to_install(
+    looks: ImportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MismatchError, match=r"aicc\[images\]"):
+        read_samples(pixmap(tmp_path / "a.ppm", np.zeros((4, 6, 3), np.uint8)), looks)
 
 
 def test_arrays_that_take_more_memory_than_there_is_are_not_unpacked(affine: ImportedModel, tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from efficientnet_lite import all_names, export, photos
 from miniatures import make_decoder
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -18,7 +20,7 @@ from sentences import SENTENCES, mean_pooled
 from tokenizers import Tokenizer
 from tolerances import TOLERANCES, assert_within, cosine
 
-from aicc.compiler.check import check_model
+from aicc.compiler.graph_file import load_graph
 from aicc.compiler.importers import Source
 from aicc.compiler.pipeline import compile_model
 from aicc.compiler.sources import resolve
@@ -197,15 +199,54 @@ def test_other_families_cut_no_graph(tmp_path: Path) -> None:
         compile_model(_model(tmp_path, "Relu"), "reference:cpu", tmp_path / "m.aicc", partition="host")
 
 
-def test_quantised_activations_are_refused_by_node_from_headers_too(tmp_path: Path) -> None:
-    """The emulator computes other numbers than onnxruntime does."""
-    text = """<ir_version: 10, opset_import: ["": 21]> g (float[8, 16] x) => (float[8, 16] y)
-        <float s = {0.1}, int8 z = {3}> { q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) y = Relu (d) }"""
-    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
-    source = Source(tmp_path / "m.onnx", "onnx", "m")
-    with pytest.raises(UnsupportedError, match=r"QuantizeLinear \("):
-        compile_model(source, HTP, tmp_path / "m.aicc")
-    assert [refusal.op for refusal in check_model(source, HTP).refused] == ["QuantizeLinear"]
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_constants_of_equal_integers_keep_their_own_scales(kind: str, tmp_path: Path) -> None:
+    """3 and 6 are the same integer at different scales, as in the hard swish of a calibrated classifier."""
+    nodes = [
+        helper.make_node("Add", ["x", "three"], ["a"], name="add"),
+        helper.make_node("Div", ["a", "six"], ["y"], name="divide"),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [8, 16]) for name in "xy"]
+    values = [helper.make_tensor(name, TensorProto.FLOAT, [], [v]) for name, v in (("three", 3.0), ("six", 6.0))]
+    opset = [helper.make_opsetid("", 21)]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], values)
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "m.onnx")
+    x = picture(8, 16)
+    np.savez(tmp_path / "x.npz", x=x)
+    report = compile_model(
+        Source(tmp_path / "m.onnx", "onnx", "m"), HTP, tmp_path / "m.aicc", activations=kind,
+        calibration=tmp_path / "x.npz",
+    )  # fmt: skip
+    assert report.quantization == f"int8 by channel, {kind} activations (1 samples)"
+    with load(tmp_path / "m.aicc") as session:
+        (found,) = session.run({"x": x}).values()
+    assert np.abs(found - (x + 3) / 6).max() < 0.01
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("kind", "least"), [("uint16", 0.9999), ("uint8", 0.998)])
+def test_a_calibrated_classifier_gives_what_its_graph_gives_in_onnxruntime(
+    kind: str, least: float, tmp_path: Path
+) -> None:
+    """EfficientNet-Lite0 on photographs it was not calibrated with."""
+    export(tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", image=photos())
+    out = tmp_path / "m.aicc"
+    compile_model(
+        str(tmp_path / "m.onnx"), HTP, out, activations=kind, calibration=tmp_path / "x.npz", graph=True
+    )  # fmt: skip
+    settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    ir.save(load_graph(Artifact.open(out)), tmp_path / "q.onnx")
+    source = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    quantised = onnxruntime.InferenceSession(tmp_path / "q.onnx", settings)
+    with load(out) as session:
+        for image in photos(all_names())[:6:2, None]:
+            (found,) = session.run({"image": image}).values()
+            (expected,), (exact,) = (each.run(None, {"image": image}) for each in (quantised, source))
+            print(f"{kind}: cosine to the graph {cosine(found, expected):.5f}, to float32 {cosine(found, exact):.5f}")
+            assert cosine(found, expected) >= least
+            assert found.argmax() == exact.argmax()
 
 
 def test_a_compiler_that_hangs_or_takes_all_memory_is_stopped_in_words(

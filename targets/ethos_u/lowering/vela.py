@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from aicc.compiler.disk import scratch
 from aicc.runtime.errors import MismatchError, ResourceError, UnsupportedError
 from aicc.runtime.target import Target
 from aicc.targets.ethos_u.layout import COMMANDS_FILE, INSTALL, LAYERS_FILE, PROGRAM_FILE, SUMMARY_FILE
@@ -75,8 +75,8 @@ def compile_program(directory: Path, target: Target) -> Estimate:
     """
     vela = f"Vela {version()}"
     system, memory_mode = _SYSTEMS[target.variant.split("-")[0]]
-    with tempfile.TemporaryDirectory(prefix="aicc-vela-") as folder:
-        command = [sys.executable, "-P", "-m", "ethosu.vela", str(directory / PROGRAM_FILE), "--output-dir", folder]
+    with scratch("vela") as made:
+        command = [sys.executable, "-P", "-m", "ethosu.vela", str(directory / PROGRAM_FILE), "--output-dir", str(made)]
         command += ["--accelerator-config", f"ethos-{target.variant}"]
         command += ["--config", "Arm/vela.ini", "--system-config", system, "--memory-mode", memory_mode]
         command += ["--verbose-performance"]
@@ -85,7 +85,6 @@ def compile_program(directory: Path, target: Target) -> Estimate:
         except subprocess.TimeoutExpired as error:
             what = f"{vela} did not finish in {_SECONDS // 60} minutes and was stopped."
             raise ResourceError(what, "Export the model for smaller inputs, or use a faster machine.") from error
-        made = Path(folder)
         commands, summary = made / "model_vela.tflite", made / f"model_summary_{system}.csv"
         layers = made / "model_per-layer.csv"
         if done.returncode or not all(path.exists() for path in (commands, summary, layers)):
