@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aicc.cli.options import ACTIVATIONS, PHASES, model_options
-from aicc.cli.output import Progress, facts, human_bytes, note, one_line, print_json, print_result, table
+from aicc.cli.output import Progress, facts, human_bytes, note, one_line, print_json, print_result, shown_path, table
 from aicc.cli.stopping import stoppable
 
 if TYPE_CHECKING:
@@ -211,6 +212,8 @@ def compile_command(
 
     chosen = find_targets(target)
     _check_group_size(quant, group_size)
+    if max_kl is not None and math.isnan(max_kl):  # click's range lets it pass
+        raise click.BadParameter("nan is no limit.", param_hint="--max-kl")
     if max_kl is not None and not measure:
         raise click.UsageError("--max-kl needs the measurement that --no-measure leaves out.")
     if emit == "lib" and (len(chosen) > 1 or stop_after):
@@ -247,7 +250,7 @@ def compile_command(
     if as_json:
         from aicc.cli.inspection import CompileDocument
 
-        print_json(CompileDocument(artifact="" if made is None else str(made), bytes=_size(made), report=report))
+        print_json(CompileDocument(artifact="" if made is None else shown_path(made), bytes=_size(made), report=report))
     elif made is not None:
         click.echo(made)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from aicc.cli.machine import install, is_device
+from aicc.cli.output import shown_path
 from aicc.compiler.report import CompileReport
 from aicc.runtime.artifact import GRAPH_PATH, REPORT_PATH, Artifact, Manifest, Variant
 from aicc.runtime.errors import AiccError, IntegrityError
@@ -83,7 +84,7 @@ def look_into(path: Path, verify: bool) -> InspectDocument:
     if verify:
         artifact.verify()
     return InspectDocument(
-        path=str(path),
+        path=shown_path(path),
         bytes=sum(entry.bytes for entry in artifact.manifest.files),
         manifest=artifact.manifest,
         report=_report(artifact) if artifact.has(REPORT_PATH) else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ KVS = ("auto", "fp32", "fp16", "int8")
 ACTIVATIONS = ("auto", "mixed", "int8", "uint8", "int16", "uint16")
 PARTITIONS = ("chip", "host")
 IMPORTERS = ("auto", "mobius", "optimum")
+_SIZE = re.compile("[1-9][0-9]{0,9}")
 PHASES = ("import", "optimize", "quantize", "lower", "package")
 
 
@@ -27,8 +29,11 @@ def _sizes(context: click.Context, parameter: click.Parameter, given: tuple[str,
     for text in given:
         name, _, listed = text.rpartition("=")
         numbers = listed.split(",")
-        if not name or not all(n.isascii() and n.isdecimal() and 1 <= int(n) < 1 << 31 for n in numbers):
-            raise click.BadParameter(f"{text!r} is not NAME=N with a whole number from 1 on.")
+        if not name or not all(_SIZE.fullmatch(n) and int(n) < 1 << 31 for n in numbers):
+            shown = text if len(text) <= 60 else f"{text[:57]}..."
+            raise click.BadParameter(f"{shown!r} is not NAME=N with a whole number from 1 to {(1 << 31) - 1}.")
+        if name in sizes:
+            raise click.BadParameter(f"{name!r} is given twice.")
         sizes[name] = int(listed) if len(numbers) == 1 else tuple(map(int, numbers))
     return sizes
 

@@ -43,6 +43,11 @@ def one_line(text: str) -> str:
     return " ".join(clean(text).split())
 
 
+def shown_path(path: Path) -> str:
+    """A path in a document; bytes of it that are no text, which a system allows and JSON does not, are replaced."""
+    return os.fsencode(path).decode(errors="replace")
+
+
 def note(text: str) -> None:
     """Say something about the work on stderr."""
     print(one_line(text), file=sys.stderr, flush=True)

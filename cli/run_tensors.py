@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aicc.cli.documents import OutputInfo, RunTensorsDocument
-from aicc.cli.output import note, note_compatibility, print_json, print_result, write_atomically
+from aicc.cli.output import note, note_compatibility, print_json, print_result, shown_path, write_atomically
 from aicc.runtime import load
 from aicc.runtime.errors import UsageError
 from aicc.runtime.provider import Array
@@ -110,4 +110,4 @@ def write_outputs(outputs: dict[str, Array], folder: Path) -> dict[str, str]:
             stem += "_"
         files[name] = folder / f"{stem}.npy"
     write_atomically({files[name]: partial(np.save, arr=array, allow_pickle=False) for name, array in outputs.items()})
-    return {name: str(path) for name, path in files.items()}
+    return {name: shown_path(path) for name, path in files.items()}

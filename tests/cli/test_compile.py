@@ -1,6 +1,8 @@
 """``aicc pull``, ``aicc check`` and ``aicc compile``, on small models and the demo model's headers."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -149,6 +151,15 @@ def test_the_object_of_a_compile_is_the_report_with_its_times(aicc: Run, onnx_fi
     assert document.bytes == sum(path.stat().st_size for path in Path(document.artifact).rglob("*.*") if path.is_file())
     assert sum(phase.seconds for phase in document.report.phases) > 0
     assert {row.op for row in document.report.coverage} >= {"MatMul", "Add", "Relu"}
+
+
+def test_files_whose_names_are_no_text_are_compiled_and_shown(aicc: Run, onnx_file: Path, tmp_path: Path):
+    source, made = (tmp_path / os.fsdecode(name) for name in (b"m\xff.onnx", b"m\xff.aicc"))
+    shutil.copy(onnx_file, source)
+    done = aicc("compile", source, "-o", made, "--target", "reference", "--json")
+    assert json.loads(done.out)["artifact"] == f"{tmp_path}/m\ufffd.aicc"
+    assert Artifact.open(made).manifest.source.name == "m\ufffd.onnx"
+    assert json.loads(aicc("inspect", made, "--json").out)["path"] == f"{tmp_path}/m\ufffd.aicc"
 
 
 def test_a_compile_can_stop_early_and_leave_its_graphs(aicc: Run, onnx_file: Path, tmp_path: Path):
