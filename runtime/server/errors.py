@@ -112,7 +112,8 @@ def decode_error(error: Exception, inside: str = "") -> ApiError:
         inside: The field it was raised about, if it was not the whole body.
     """
     if not isinstance(error, msgspec.ValidationError):
-        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else _sentence(str(error))
+        said = str(error).removeprefix("JSON is malformed: ")
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else _sentence(said)
         return ApiError(400, f"The body is not valid JSON: {reason}.", "invalid_json")
     found = _WHERE.match(str(error))
     what, path = (found["what"], found["path"] or "") if found else (str(error), "")

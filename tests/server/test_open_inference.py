@@ -222,6 +222,14 @@ def test_numbers_are_what_was_written(array: np.ndarray, nested: bool, piece: in
                 numbers.read(json_, array.dtype, other)
 
 
+@pytest.mark.parametrize("text", ['"1,2,3,4"', '["1,2","3,4"]', '[[1,2],"3,4"]', "1,2,3,4"])
+@pytest.mark.parametrize("shape", [(4,), (2, 2)])
+def test_a_text_of_numbers_is_no_list(text: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numbers, "_PIECE", 3)
+    with pytest.raises(ValueError, match="do not fit"):
+        numbers.read(text.encode(), np.dtype("int64"), shape)
+
+
 @pytest.mark.parametrize("piece", [3, 1 << 16])
 @pytest.mark.parametrize("wrong", ['"1,2"', "null", "[1]", '{"a":1}', "1.5", "true", "256", "-1", "1,1"])
 def test_what_is_no_list_of_numbers_is_found_in_any_piece(

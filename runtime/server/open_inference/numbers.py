@@ -53,6 +53,7 @@ def write(array: NDArray[Any]) -> msgspec.Raw:
 
 
 def _fill(array: NDArray[Any], json: bytes) -> None:
+    _check(json[:1] == b"[")  # cut into pieces, a text of digits and commas would be a list too
     if len(json) <= _PIECE:
         numbers = np.array(_decoder(array.dtype.kind, array.ndim).decode(json), array.dtype)
         _check(numbers.shape == array.shape)
