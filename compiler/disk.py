@@ -62,33 +62,12 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-@contextmanager
-def scratch(purpose: str) -> Iterator[Path]:
-    """An empty directory for as long as it is needed; those of processes that were killed are removed first.
-
-    Args:
-        purpose: What it is for, a part of its name among the system's temporary files.
-
-    Raises:
-        OSError: It cannot be made.
-    """
-    name = Path(tempfile.gettempdir()).resolve() / f"aicc-{purpose}"
-    sweep_leftovers(name)
-    path, lock = make_staging(name, mode=0o700)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
-        _staging.discard(path)
-
-
 def make_staging(destination: Path, mode: int = 0o777) -> tuple[Path, int]:
     """Make an empty, locked directory beside ``destination``.
 
     Args:
-        destination: What it may become.
-        mode: Who may use it, less what the process masks.
+        destination: Where it goes.
+        mode: Who may use it, less what the process's mask takes away.
 
     Returns:
         Its path, and the descriptor that holds the lock until it is closed.
@@ -104,6 +83,34 @@ def make_staging(destination: Path, mode: int = 0o777) -> tuple[Path, int]:
                 _staging.add(path)
                 return path, descriptor
             os.close(descriptor)
+
+
+@contextmanager
+def scratch(kind: str) -> Iterator[Path]:
+    """A folder for files of a moment, where the system has such; it is removed afterwards.
+
+    What a process left that was killed is swept away by the next that works on the same.
+
+    Args:
+        kind: What the files are for, a word.
+
+    Raises:
+        ResourceError: There is no place for it.
+    """
+    try:
+        place = Path(tempfile.gettempdir(), f"aicc-{kind}")
+        sweep_leftovers(place)
+        path, lock = make_staging(place, 0o700)
+    except OSError as error:
+        raise ResourceError(
+            f"there is no place for temporary files: {error}.", "Free some space or point TMPDIR elsewhere."
+        ) from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        _staging.discard(path)
+        os.close(lock)
 
 
 def remove_staging() -> None:

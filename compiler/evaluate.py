@@ -8,7 +8,6 @@ it, run by onnxruntime, with quantised weights dequantised in float32.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -19,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from aicc.compiler.disk import scratch
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.models import Progress
 from aicc.runtime.artifact import Quality
@@ -189,8 +189,8 @@ def reference(imported: ImportedModel) -> Iterator[Callable[[NDArray[np.int64]],
     # Nothing may be computed in integers, and no weight may be kept a second time.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.disable_prepacking", "1")
-    with tempfile.TemporaryDirectory(prefix="aicc-reference-") as directory:
-        path = Path(directory) / "model.onnx"
+    with scratch("reference") as directory:
+        path = directory / "model.onnx"
         try:
             ir.save(imported.graph, path, external_data="model.data")
         except OSError as error:

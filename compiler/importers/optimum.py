@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 import re
 import shutil
-import tempfile
 import weakref
+from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from aicc.compiler.disk import scratch
 from aicc.compiler.importers import ArchitectureError, ImportedModel, Source
 from aicc.compiler.importers.files import read_json
 from aicc.compiler.importers.folder import FolderFacts, read_config, read_folder, refuse_quantised
@@ -66,15 +67,12 @@ def import_model(source: Source, progress: Progress = lambda line: None) -> Impo
         ResourceError: Not enough disk, memory or time.
     """
     raw, task = _read_config(source)
-    scratch = Path(tempfile.mkdtemp(prefix="aicc-optimum-"))
-    try:
-        xml = export_openvino(source, scratch / "ir", task, progress)
+    with ExitStack() as leaving:
+        folder = leaving.enter_context(scratch("optimum"))
+        xml = export_openvino(source, folder / "ir", task, progress)
         imported = _imported(source, raw, task, read_openvino_ir(xml))
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    imported.exported = xml
-    weakref.finalize(imported, shutil.rmtree, scratch, ignore_errors=True)
+        imported.exported = xml
+        weakref.finalize(imported, leaving.pop_all().close)
     return imported
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from aicc.compiler.disk import scratch
 from aicc.compiler.facts import graph_signatures
 from aicc.compiler.importers import ImportedModel
 from aicc.compiler.quantization.pictures import read_pictures
@@ -142,9 +142,9 @@ def _read_text(file: Path, specs: tuple[TensorSpec, ...], imported: ImportedMode
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the text {file} cannot be read: {error}.", _FORMS) from error
     length = tokens.shape[-1] if isinstance(tokens.shape[-1], int) else None
-    with tempfile.TemporaryDirectory(prefix="aicc-tokenizer-") as folder:
-        (Path(folder) / "tokenizer.json").write_text(imported.tokenizer_json, encoding="utf-8")
-        tokenizer = Tokenizer(Path(folder) / "tokenizer.json")
+    with scratch("tokenizer") as folder:
+        (folder / "tokenizer.json").write_text(imported.tokenizer_json, encoding="utf-8")
+        tokenizer = Tokenizer(folder / "tokenizer.json")
     if imported.kind == "decoder":
         ids, size = tokenizer.encode(text), length or _CHUNK_TOKENS
         rows = [ids[start : start + size] for start in range(0, len(ids), size)]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,19 +95,18 @@ def calibrate(imported: ImportedModel, target: Target, samples: Sequence[Sample]
         )
     kind = target.activations[0]
     quantize(imported, target, "fp32", None)
-    try:
-        with scratch("calibrate") as folder:
+    with scratch("calibrate") as folder:
+        try:
             imported.graph = _quantised(imported.graph, kind, set(target.float_operators), samples, folder)
-    except OSError as error:
-        raise ResourceError(
-            f"the graph cannot be written to {tempfile.gettempdir()}: {error}.",
-            "Free some space or point TMPDIR elsewhere.",
-        ) from error
-    except Exception as error:  # onnxruntime's own classes share no narrower base
-        raise UnsupportedError(
-            f"onnxruntime cannot calibrate the graph: {first_line(error)}.",
-            "Check the samples, and that the graph computes nothing infinite with them.",
-        ) from error
+        except OSError as error:
+            raise ResourceError(
+                f"the graph cannot be written to {folder}: {error}.", "Free some space or point TMPDIR elsewhere."
+            ) from error
+        except Exception as error:  # onnxruntime's own classes share no narrower base
+            raise UnsupportedError(
+                f"onnxruntime cannot calibrate the graph: {first_line(error)}.",
+                "Check the samples, and that the graph computes nothing infinite with them.",
+            ) from error
     return f"int8 by channel, {kind} activations ({len(samples)} samples)"
 
 

@@ -121,6 +121,38 @@ def test_leftovers_of_other_outputs_and_similar_names_are_not_touched(tmp_path):
     assert names(tmp_path) == sorted([*before, "a.aicc"])
 
 
+HOLD_SCRATCH = """
+    from aicc.compiler.disk import scratch
+    with scratch("reference") as folder:
+        (folder / "model.data").write_bytes(b"many")
+        print(folder, flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_temporary_files_of_a_killed_compile_are_removed_by_the_next_and_those_of_others_are_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    killed, alive = (start(HOLD_SCRATCH, tmp_path) for _ in range(2))
+    left, used = (Path(process.stdout.readline().strip()) for process in (killed, alive))
+    killed.kill()
+    killed.communicate()
+    assert (left / "model.data").exists()
+    with scratch("reference") as own:
+        assert names(tmp_path) == sorted([own.name, used.name])
+        assert own.stat().st_mode & 0o077 == 0
+        with scratch("other"):
+            assert own.exists()
+    alive.communicate()
+    assert names(tmp_path) == []
+
+
+def test_without_a_place_for_temporary_files_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(ResourceError, match="TMPDIR"), scratch("reference"):
+        pass
+
+
 def test_ctrl_c_removes_everything_at_once(tmp_path):
     process = half_written(tmp_path / "a.aicc")
     process.send_signal(signal.SIGINT)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import openvino as ov
 
+from aicc.compiler.disk import scratch
 from aicc.compiler.lowering import WeightStore
 from aicc.runtime.errors import ResourceError
 from aicc.targets.openvino.lowering.weights import Placed
@@ -25,8 +25,8 @@ def write_ir(model: ov.Model, placed: dict[str, Placed], store: WeightStore, pat
     Raises:
         ResourceError: No room for the temporary copy of the graph.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        xml, small = Path(folder, "model.xml"), Path(folder, "model.bin")
+    with scratch("openvino") as folder:
+        xml, small = folder / "model.xml", folder / "model.bin"
         _serialize(model, xml, small)
         base = store.add(small.read_bytes()) if small.stat().st_size else 0
         tree = ElementTree.parse(xml)
