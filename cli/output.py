@@ -86,13 +86,22 @@ def write_atomically(files: Mapping[Path, Callable[[IO[bytes]], object]]) -> Non
     """Write files so that each is either the old one or the whole new one.
 
     All are written beside their places before the first takes its own, so a full disk changes
-    none. Only then are they renamed one by one: if the system refuses one of those (a folder has
-    its name), the files before it are the new ones already.
+    none. Only then are they renamed one by one: if the system refuses one of those, the files
+    before it are the new ones already. A link stays, and the file it leads to is replaced.
 
     Args:
         files: What writes the content of each.
+
+    Raises:
+        UsageError: A device, a pipe or a folder is there, which a file must not replace.
     """
-    partial = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in files}
+    from aicc.runtime.errors import UsageError
+
+    places = {path: Path(os.path.realpath(path)) for path in files}
+    for path, place in places.items():
+        if place.exists() and not place.is_file():
+            raise UsageError(f"{path} is there and is no file, so it is not replaced.", "Choose another name.")
+    partial = {path: place.with_name(f".{place.name}.{os.getpid()}.partial") for path, place in places.items()}
     try:
         for path, write in files.items():
             try:
@@ -103,7 +112,7 @@ def write_atomically(files: Mapping[Path, Callable[[IO[bytes]], object]]) -> Non
             with file:
                 write(file)
         for path in files:
-            partial[path].replace(path)
+            partial[path].replace(places[path])
     finally:
         for path in partial.values():
             path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """``aicc inspect``: the text, the object, and the page with pictures."""
 
 import json
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -44,6 +45,20 @@ def test_a_page_that_cannot_be_written_is_named_as_the_user_named_it(aicc: Run, 
     assert (
         done.err == f"aicc: No such file or directory: {tmp_path}/none/page.html. Check the path and its permissions.\n"
     )
+
+
+def test_a_page_replaces_no_device_and_the_file_behind_a_link(aicc: Run, tensors_artifact: Path, tmp_path: Path):
+    pipe, link, page = (tmp_path / name for name in ("pipe", "link.html", "page.html"))
+    os.mkfifo(pipe)
+    done = aicc("inspect", tensors_artifact, "--html", pipe)
+    assert (done.code, pipe.is_fifo()) == (2, True)
+    assert "pipe is there and is no file" in done.err
+    page.write_text("an earlier one")
+    link.symlink_to(page.name)
+    assert aicc("inspect", tensors_artifact, "--html", link).code == 0
+    assert link.is_symlink()
+    assert page.read_text().startswith("<!doctype html>")
+    assert sorted(tmp_path.iterdir()) == [link, page, pipe]
 
 
 def test_without_its_timings_an_artifact_is_still_shown(aicc: Run, tensors_artifact: Path, tmp_path: Path):
