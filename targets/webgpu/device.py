@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -10,6 +11,8 @@ from typing import Any
 from aicc.runtime.errors import MismatchError, ResourceError, first_line
 
 _BACKENDS = ("Vulkan", "Metal", "DX12")  # OpenGL lacks what kernels need
+# Where none of these is set, Mesa's choice of the GPU that a screen is on has none, and says so as errors on stderr.
+_SCREEN = {"DISPLAY", "WAYLAND_DISPLAY", "MESA_VK_DEVICE_SELECT"}
 # Best first; what wgpu calls each, and what a person does.
 _KINDS = {"DiscreteGPU": "", "IntegratedGPU": ", integrated", "VirtualGPU": ", virtual", "CPU": ", in software"}
 _FEWER = "Give fewer --kv-tokens, or compile for smaller inputs or to fewer bits."
@@ -43,6 +46,8 @@ def adapters() -> tuple[Any, ...]:
     Raises:
         MismatchError: wgpu is not installed.
     """
+    if not _SCREEN & os.environ.keys():
+        os.environ.setdefault("NODEVICE_SELECT", "1")
     wgpu = load_wgpu()
     from wgpu.backends.wgpu_native.extras import set_instance_extras
 

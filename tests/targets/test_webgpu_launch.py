@@ -1,5 +1,6 @@
 """Launch plans on a GPU, which here is one that Mesa simulates: what runs, and what is said of what cannot."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -149,6 +150,16 @@ def test_a_device_that_is_lost_is_said_to_be_and_nothing_hangs() -> None:
             launcher.run({"rows": 1}, {"y": 400})
     launcher.close()
     launcher.close()
+
+
+def test_a_machine_without_a_screen_is_no_error() -> None:
+    screens = ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "NODEVICE_SELECT")
+    bare = {name: value for name, value in os.environ.items() if name not in screens}
+    code = "from aicc.targets.webgpu.device import adapters; assert adapters()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=bare, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr == ""
 
 
 def test_the_unpacked_driver_is_used_where_the_system_has_none() -> None:
