@@ -26,7 +26,6 @@ from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, Us
 from aicc.runtime.provider import OPTIMAL, Fit, LoadOptions, TokenBatch
 from aicc.targets.triton import driver
 from aicc.targets.triton.executable import TritonDecoder, check
-from aicc.targets.triton.lowering import launches
 from aicc.targets.triton.plan import PLAN_FILE, Plan
 from aicc.targets.triton.provider import TritonProvider
 
@@ -36,8 +35,6 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("triton")
     make_decoder("llama", num_hidden_layers=1).save_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launches, "TIERS", (1,))
-        patch.setattr(launches, "MAX_TOKENS", 64)
         compile_nothing(patch)
         targets = "triton:sm90,triton:gfx942"
         compile_model(Source(folder, "huggingface", "miniature"), targets, folder / "m.aicc", quant="fp16")
