@@ -38,8 +38,7 @@ class BodyReader:
         Raises:
             ApiError: It is not one; the field at fault is named.
         """
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
+        if media_type(request) != "application/json":
             # Which also keeps web pages out: a browser asks before it sends this type elsewhere.
             raise ApiError(415, "The body must be sent as Content-Type: application/json.", "unsupported_media_type")
         body = await self.read(request)
@@ -101,6 +100,11 @@ class BodyReader:
     def ended(self, record: RequestRecord) -> None:
         """Have a request's room back."""
         self._free += record.held_bytes
+
+
+def media_type(request: Request) -> str:
+    """What a body is sent as, in lower case and without parameters; empty if the request does not say."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _full() -> ApiError:

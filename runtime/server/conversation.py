@@ -10,12 +10,13 @@ from typing import Any
 from aicc.runtime.constraint import Constraint
 from aicc.runtime.errors import AiccError
 from aicc.runtime.generator import Model
+from aicc.runtime.request import Piece
 from aicc.runtime.sampling import SamplingParams
 from aicc.runtime.server.errors import ApiError, from_foreseen
 from aicc.runtime.server.sequence_group import SequenceGroup
 from aicc.runtime.tools.formats import MOST_CALLS, Function, ToolFormat, template_input, tool_format
 from aicc.runtime.tools.grammar import calls_grammar, optional_calls_grammar
-from aicc.runtime.tools.parser import ToolCallParser
+from aicc.runtime.tools.parser import Said, Text, ToolCallParser
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,19 @@ class Conversation:
             except ApiError as refused:
                 return refused
         return from_foreseen(error, self.fields.parameters.partition("[")[0])
+
+
+def said_by(piece: Piece, parser: ToolCallParser | None) -> list[Said]:
+    """What a piece of an answer says, text and calls; the last piece says all that is left.
+
+    Args:
+        piece: The next of its sequence.
+        parser: What has read those before it; None if there are no functions.
+    """
+    if parser is None:
+        return [Text(piece.text)] if piece.text else []
+    said = parser.push(piece.text, piece.token_ids)
+    return said + parser.finish() if piece.finish_reason is not None else said
 
 
 def json_constraint(model: Model, schema: Mapping[str, Any], param: str) -> Constraint:

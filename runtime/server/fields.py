@@ -12,6 +12,8 @@ from typing import Annotated, Any, TypeAlias
 from msgspec import Meta
 
 MAX_TOOLS = 128
+MAX_INPUTS = 2048  # texts to embed
+UNBOUNDED = 2**31 - 1  # tokens; the context ends a generation that names no limit
 
 Unimplemented: TypeAlias = None
 TokenCount = Annotated[int, Meta(ge=1, le=2**31 - 1)]

@@ -8,12 +8,12 @@ from typing import Any
 from aicc.runtime.sampling import SamplingParams
 from aicc.runtime.server.conversation import Conversation, Fields
 from aicc.runtime.server.errors import invalid
+from aicc.runtime.server.fields import UNBOUNDED
 from aicc.runtime.server.ollama.schema import ChatRequest, Format, GenerateRequest, Message, Options
 from aicc.runtime.tools.formats import Function
 
 _CHAT = Fields("messages", "format", "tools[{}].function.parameters")
 _GENERATE = Fields("prompt", "format", "")
-_UNBOUNDED = 2**31 - 1  # tokens; the context ends a generation that names no limit
 
 
 def chat_of(asked: ChatRequest) -> Conversation:
@@ -61,7 +61,7 @@ def sampling_params(options: Options | None, context_length: int) -> SamplingPar
         message = f"'options.num_ctx' is {asked.num_ctx}, and the model's context holds {context_length} tokens."
         raise invalid(message, "options.num_ctx")
     return SamplingParams(
-        max_tokens=most if most > 0 else _UNBOUNDED,
+        max_tokens=most if most > 0 else UNBOUNDED,
         temperature=0.8 if asked.temperature is None else asked.temperature,
         top_k=40 if asked.top_k is None else asked.top_k,
         top_p=0.9 if asked.top_p is None else asked.top_p,

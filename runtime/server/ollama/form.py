@@ -12,10 +12,11 @@ import msgspec
 from msgspec import UNSET
 
 from aicc.runtime.request import Piece
+from aicc.runtime.server.conversation import said_by
 from aicc.runtime.server.errors import ApiError
 from aicc.runtime.server.ollama.schema import Answer, AnswerMessage, CalledFunction, ToolCall
 from aicc.runtime.server.sequence_group import Outcome, SequenceGroup, finish_reason
-from aicc.runtime.tools.parser import Arguments, Call, Said, Text, ToolCallParser
+from aicc.runtime.tools.parser import Arguments, Call, Text, ToolCallParser
 
 LINES = "application/x-ndjson"
 
@@ -61,7 +62,7 @@ class OllamaForm:
     def _text(self, piece: Piece) -> str:
         """What a piece says besides calls, which are kept."""
         text = ""
-        for said in self._said(piece):
+        for said in said_by(piece, self._parser):
             if isinstance(said, Text):
                 text += said.text
             elif isinstance(said, Call):
@@ -69,12 +70,6 @@ class OllamaForm:
             elif isinstance(said, Arguments):
                 self._calls[said.index][1].append(said.text)
         return text
-
-    def _said(self, piece: Piece) -> list[Said]:
-        if self._parser is None:
-            return [Text(piece.text)]
-        said = self._parser.push(piece.text, piece.token_ids)
-        return said + self._parser.finish() if piece.finish_reason is not None else said
 
     def _called(self) -> list[ToolCall]:
         """All calls whose arguments are complete: the last one's are not where a limit cut the answer."""

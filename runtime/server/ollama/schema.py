@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from aicc.runtime.server.fields import MAX_TOOLS, FunctionName, Penalty, Schema, StopString, Unimplemented
+from aicc.runtime.server.fields import MAX_INPUTS, MAX_TOOLS, FunctionName, Penalty, Schema, StopString, Unimplemented
 
 MAX_STOPS = 16
-MAX_INPUTS = 2048
 
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Format: TypeAlias = Literal["", "json"] | Schema

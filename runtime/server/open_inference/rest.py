@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from aicc.runtime.artifact import TensorSpec
 from aicc.runtime.server.answering import in_time
-from aicc.runtime.server.bodies import BodyReader, json_response
+from aicc.runtime.server.bodies import BodyReader, json_response, media_type
 from aicc.runtime.server.errors import ApiError, decode_error, invalid
 from aicc.runtime.server.open_inference import numbers
 from aicc.runtime.server.open_inference.schema import (
@@ -98,9 +98,9 @@ def _check_media_type(request: Request) -> None:
     Raises:
         ApiError: It is that.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    named = media_type in ("application/json", "application/octet-stream")
-    if not named and (media_type or "origin" in request.headers):
+    sent_as = media_type(request)
+    named = sent_as in ("application/json", "application/octet-stream")
+    if not named and (sent_as or "origin" in request.headers):
         message = "The body must be sent as Content-Type: application/json, or application/octet-stream."
         raise ApiError(415, message, "unsupported_media_type")
 

@@ -10,10 +10,11 @@ from starlette.routing import Route
 from aicc.runtime.server.answering import answer
 from aicc.runtime.server.bodies import BodyReader
 from aicc.runtime.server.errors import invalid
+from aicc.runtime.server.fields import UNBOUNDED
 from aicc.runtime.server.openai.chat_form import ChatForm
 from aicc.runtime.server.openai.chat_input import conversation_of
 from aicc.runtime.server.openai.chat_schema import ChatRequest
-from aicc.runtime.server.openai.sampling import UNBOUNDED, check_stream_options, includes_usage, sampling_params
+from aicc.runtime.server.openai.sampling import check_stream_options, includes_usage, sampling_params
 from aicc.runtime.server.registry import Registry
 from aicc.runtime.server.sequence_group import SequenceGroup
 

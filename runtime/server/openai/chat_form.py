@@ -9,6 +9,7 @@ from msgspec import UNSET
 
 from aicc.runtime.generator import Model
 from aicc.runtime.request import Piece
+from aicc.runtime.server.conversation import said_by
 from aicc.runtime.server.openai.chat_schema import (
     AnswerMessage,
     CalledFunction,
@@ -86,11 +87,7 @@ class ChatForm(StreamedForm):
         return ChatChoice(index, message, finish, self._logprobs(logprobs))
 
     def _said(self, index: int, piece: Piece) -> list[Said]:
-        if self._parsers is None:
-            return [Text(piece.text)] if piece.text else []
-        parser = self._parsers[index]
-        said = parser.push(piece.text, piece.token_ids)
-        return said + parser.finish() if piece.finish_reason is not None else said
+        return said_by(piece, None if self._parsers is None else self._parsers[index])
 
     def _finish(self, index: int, piece: Piece) -> FinishReason:
         reason = finish_reason(piece) or "stop"

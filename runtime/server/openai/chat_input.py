@@ -17,10 +17,11 @@ from aicc.runtime.server.openai.chat_schema import (
     JsonSchemaFormat,
     ToolMessage,
 )
+from aicc.runtime.server.openai.response_schema import InputContent
 from aicc.runtime.tools.formats import Function
 
 _FIELDS = Fields("messages", "response_format.json_schema.schema", "tools[{}].function.parameters")
-_ROLES = {"developer": "system"}  # the API's newer name
+ROLES = {"developer": "system"}  # the API's newer name
 
 
 def conversation_of(asked: ChatRequest) -> Conversation:
@@ -85,7 +86,7 @@ def chosen(
 
 def _message(message: ChatMessage, where: str) -> dict[str, Any]:
     role = str(message.__struct_config__.tag)
-    shown: dict[str, Any] = {"role": _ROLES.get(role, role), "content": _text(message.content)}
+    shown: dict[str, Any] = {"role": ROLES.get(role, role), "content": text_of(message.content)}
     if message.name is not None:
         shown["name"] = message.name
     if isinstance(message, ToolMessage):
@@ -106,10 +107,9 @@ def _message(message: ChatMessage, where: str) -> dict[str, Any]:
     return shown
 
 
-def _text(content: Content | None) -> str:
-    if content is None:
-        return ""
-    return content if isinstance(content, str) else "".join(part.text for part in content)
+def text_of(content: Content | InputContent | None) -> str:
+    """What is said, in one piece."""
+    return content if isinstance(content, str) else "".join(part.text for part in content or [])
 
 
 def arguments_of(text: str, param: str) -> dict[str, Any]:

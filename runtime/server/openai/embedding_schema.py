@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from aicc.runtime.server.fields import TokenId, Unimplemented
-
-MAX_INPUTS = 2048
+from aicc.runtime.server.fields import MAX_INPUTS, TokenId, Unimplemented
 
 Text = Annotated[str, Meta(min_length=1)]
 

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET
 
 from aicc.runtime.request import Piece
+from aicc.runtime.server.conversation import said_by
 from aicc.runtime.server.errors import ApiError
 from aicc.runtime.server.openai.chat_schema import TextFormat
 from aicc.runtime.server.openai.response_events import (
@@ -113,18 +114,12 @@ class ResponseForm:
         )
 
     def _events_of(self, piece: Piece) -> Iterator[Event]:
-        for said in self._said(piece):
+        for said in said_by(piece, self._parser):
             yield from self._event_of(said)
         if piece.finish_reason is not None:
             if not self._output:
                 yield from self._begin_message()
             yield from self._end_item(_status(piece))
-
-    def _said(self, piece: Piece) -> list[Said]:
-        if self._parser is None:
-            return [Text(piece.text)] if piece.text else []
-        said = self._parser.push(piece.text, piece.token_ids)
-        return said + self._parser.finish() if piece.finish_reason is not None else said
 
     def _event_of(self, said: Said) -> Iterator[Event]:
         index = len(self._output) - 1

@@ -8,11 +8,10 @@ import msgspec
 
 from aicc.runtime.server.conversation import Conversation, Fields
 from aicc.runtime.server.errors import decode_error
-from aicc.runtime.server.openai.chat_input import arguments_of, chosen
+from aicc.runtime.server.openai.chat_input import ROLES, arguments_of, chosen, text_of
 from aicc.runtime.server.openai.chat_schema import JsonObjectFormat
 from aicc.runtime.server.openai.response_schema import (
     InputCall,
-    InputContent,
     InputItem,
     InputMessage,
     ResponseFunctionChoice,
@@ -22,7 +21,6 @@ from aicc.runtime.server.openai.response_schema import (
 from aicc.runtime.tools.formats import Function
 
 _FIELDS = Fields("input", "text.format.schema", "tools[{}].parameters")
-_ROLES = {"developer": "system"}  # the API's newer name
 
 
 def conversation_of(asked: ResponseRequest) -> Conversation:
@@ -52,7 +50,7 @@ def _messages(asked: ResponseRequest) -> list[dict[str, Any]]:
     for i, given in enumerate(asked.input):
         item = _item(given, f"input[{i}]")
         if isinstance(item, InputMessage):
-            messages.append({"role": _ROLES.get(item.role, item.role), "content": _text(item.content)})
+            messages.append({"role": ROLES.get(item.role, item.role), "content": text_of(item.content)})
         elif isinstance(item, InputCall):
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant", "content": ""})
@@ -60,7 +58,7 @@ def _messages(asked: ResponseRequest) -> list[dict[str, Any]]:
             calls = messages[-1].setdefault("tool_calls", [])
             calls.append({"id": item.call_id, "name": item.name, "arguments": arguments})
         else:
-            messages.append({"role": "tool", "content": _text(item.output), "tool_call_id": item.call_id})
+            messages.append({"role": "tool", "content": text_of(item.output), "tool_call_id": item.call_id})
     return messages
 
 
@@ -71,10 +69,6 @@ def _item(given: dict[str, Any], where: str) -> InputItem:
     except msgspec.ValidationError as error:
         raise decode_error(error, where) from None
     return item
-
-
-def _text(content: InputContent) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 def _schema_of(asked: ResponseRequest) -> dict[str, Any] | None:

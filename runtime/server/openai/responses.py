@@ -11,10 +11,10 @@ from aicc.runtime.sampling import SamplingParams
 from aicc.runtime.server.answering import answer
 from aicc.runtime.server.bodies import BodyReader
 from aicc.runtime.server.errors import invalid
+from aicc.runtime.server.fields import UNBOUNDED
 from aicc.runtime.server.openai.response_form import ResponseForm
 from aicc.runtime.server.openai.response_input import conversation_of
 from aicc.runtime.server.openai.response_schema import ResponseRequest
-from aicc.runtime.server.openai.sampling import UNBOUNDED
 from aicc.runtime.server.registry import Registry
 from aicc.runtime.server.sequence_group import SequenceGroup
 

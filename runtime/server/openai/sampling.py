@@ -6,8 +6,6 @@ from aicc.runtime.sampling import SamplingParams
 from aicc.runtime.server.errors import invalid
 from aicc.runtime.server.openai.schema import SamplingRequest
 
-UNBOUNDED = 2**31 - 1  # tokens; the context ends a generation that names no limit
-
 
 def sampling_params(
     asked: SamplingRequest, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None = None
