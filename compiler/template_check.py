@@ -17,9 +17,9 @@ from typing import Any
 
 from aicc.runtime.chat import ChatTemplate
 from aicc.runtime.errors import UsageError
+from aicc.runtime.template_process import limit_memory
 
-_SECONDS = 10
-_MEMORY_BYTES = 1 << 30
+_SECONDS = 10  # for all conversations
 _EXCERPT = 40  # characters shown of a difference
 _LONGEST_ERROR = 200
 
@@ -151,7 +151,7 @@ def _context(extra: dict[str, object]) -> dict[str, Any]:
 
 def _main() -> None:
     """The child: Jinja2 on every conversation, one JSON line a rendering, as they come."""
-    _limit_memory()
+    limit_memory()
     request = json.load(sys.stdin)
     render = _jinja(request["template"], request["config"])
     for _, messages, extra in CONVERSATIONS:
@@ -202,15 +202,6 @@ def _jinja(template: str, config: dict[str, str]) -> Callable[..., str]:
 
         return fail
     return lambda **context: compiled.render(**{**config, "documents": None, **context})
-
-
-def _limit_memory() -> None:
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    except (ImportError, ValueError, OSError):  # not on every system; the time limit holds everywhere
-        return
 
 
 if __name__ == "__main__":

@@ -94,7 +94,9 @@ def load(
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise UsageError(f"{name} is {value!r} and must be an integer of at least 1.")
     if threads is not None and threads > _MAX_THREADS:
-        raise UsageError(f"threads is {threads} and may be {_MAX_THREADS}.", "More than there are cores help nothing.")
+        raise UsageError(
+            f"threads is {threads} and may be at most {_MAX_THREADS}.", "More than there are cores help nothing."
+        )
     artifact, options = Artifact.open(path), LoadOptions(threads, kv_tokens)
     if draft is None:
         return load_artifact(artifact, options, device, EngineOptions(prefix_cache, speculation, reproducible))

@@ -245,7 +245,8 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
+    """Bound what this process, which runs a template, may take."""
     try:
         import resource
 
@@ -257,7 +258,7 @@ def _limit_memory() -> None:
 
 def _main() -> None:
     """The child: answer until there is no more to ask."""
-    _limit_memory()
+    limit_memory()
     renderer: Renderer | None = None
     seconds = SECONDS
     answer: dict[str, Any]

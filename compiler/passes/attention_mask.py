@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from aicc.runtime.errors import UnsupportedError
 
-_HIDDEN = -1e4  # an additive mask below this hides the key: exp of it is 0 in every float type
+HIDDEN = -1e4  # an additive mask below this hides the key: exp of it is 0 in every float type
 _ROWS = 4  # query positions that are looked at, the last ones of the context
 
 
@@ -74,7 +74,7 @@ def _probe(model: ir.Model, mask: ir.Value, context_length: int, node: ir.Node) 
     (value,) = ReferenceEvaluator(proto).run(None, {k: v for k, v in feeds.items() if k in used})
     allowed = value if value.dtype == np.bool_ else value == 0
     heads = np.broadcast_to(allowed, (*allowed.shape[:-2], rows, context_length)).reshape(-1, rows, context_length)
-    if (value.dtype != np.bool_ and ((value != 0) & (value > _HIDDEN)).any()) or (heads != heads[0]).any():
+    if (value.dtype != np.bool_ and ((value != 0) & (value > HIDDEN)).any()) or (heads != heads[0]).any():
         raise UnsupportedError(
             f"node {node.name} adds a bias to its attention scores, or masks its heads differently.",
             "Compile for a target that keeps the Attention operator, such as reference.",

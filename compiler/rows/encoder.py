@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import ShapeInferencePass
 
 from aicc.compiler.importers import ImportedModel
+from aicc.compiler.passes.attention_mask import HIDDEN
 from aicc.compiler.rows import program as rows
 from aicc.compiler.rows.builder import Builder, Refused
 from aicc.compiler.rows.constants import evaluate, graph_inputs, is_constant
@@ -17,7 +18,6 @@ from aicc.compiler.rows.matrix import Matrix
 from aicc.compiler.rows.program import Port, Program
 
 _LONGEST = 512  # tokens of a sequence, where no table of positions says how many
-_HIDDEN = -1e4  # an additive mask below this hides the key, as in compiler/passes/attention_mask.py
 _MOST_PORTS = 8  # AICC_MAX_PORTS
 
 
@@ -137,7 +137,7 @@ def _hides(mask: NDArray[Any], pattern: NDArray[Any]) -> bool:
     """Whether a mask ``[batch, heads, queries, keys]`` hides exactly the keys where a pattern is 0."""
     batch, length = pattern.shape
     allowed = mask if mask.dtype == np.bool_ else mask == 0
-    if mask.dtype != np.bool_ and (mask[~allowed] > _HIDDEN).any():
+    if mask.dtype != np.bool_ and (mask[~allowed] > HIDDEN).any():
         return False
     try:
         every = np.broadcast_to(allowed, (batch, allowed.shape[-3] if allowed.ndim > 2 else 1, length, length))
