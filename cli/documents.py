@@ -1,7 +1,7 @@
 """Objects that ``--json`` prints; ``docs/cli.md`` is generated from them.
 
-``bench``, ``check``, ``compile`` and ``inspect`` print what the modules that make it define; ``cli/reference.py``
-lists all of them.
+``bench``, ``check``, ``compile``, ``eval`` and ``inspect`` print what the modules that make it define;
+``cli/reference.py`` lists all of them.
 
 Sizes are bytes, times seconds, rates per second. Text fields are empty when there is nothing to
 say; fields that can be unknown say ``null``.
@@ -258,25 +258,3 @@ class RunTensorsDocument(msgspec.Struct):
     run_s: float
     device: str
     target: str
-
-
-class EvalDocument(msgspec.Struct):
-    """What ``aicc eval --json`` prints: the artifact against its source, teacher-forced on one text.
-
-    Attributes:
-        kl_mean: Mean KL divergence of the artifact's predictions from the source's, in nats.
-        kl_p99: The value that 99 of 100 tokens stay below.
-        top1_agreement: Fraction of positions where both find the same token most likely.
-        ppl_reference: Perplexity of the source.
-        ppl: Perplexity of the artifact.
-        tokens: Tokens compared.
-        text: Name and sha256 of the text.
-    """
-
-    kl_mean: float
-    kl_p99: float
-    top1_agreement: float
-    ppl_reference: float
-    ppl: float
-    tokens: int
-    text: str

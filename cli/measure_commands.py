@@ -121,11 +121,7 @@ def evaluate(
                 note_compatibility(model.compatibility)
                 quality = measure_quality(model, imported, text, lambda line: progress("compare", line))
     if as_json:
-        import msgspec
-
-        from aicc.cli.documents import EvalDocument
-
-        return print_json(EvalDocument(**msgspec.structs.asdict(quality)))
+        return print_json(quality)
     print_result(
         facts(
             [

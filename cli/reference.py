@@ -18,7 +18,7 @@ from aicc.cli.main import cli
 from aicc.compiler.check import CheckReport
 from aicc.compiler.plan.planning import PlanReport
 from aicc.compiler.report import CompileReport
-from aicc.runtime.artifact import Manifest
+from aicc.runtime.artifact import Manifest, Quality
 from aicc.runtime.bench import DecoderBench, TensorBench
 
 INTRODUCTION = """
@@ -60,7 +60,7 @@ DOCUMENTS: dict[str, tuple[type, ...]] = {
     "run": (documents.RunDocument, documents.RunTensorsDocument),
     "inspect": (inspection.InspectDocument,),
     "bench": (DecoderBench, TensorBench),
-    "eval": (documents.EvalDocument,),
+    "eval": (Quality,),
     "targets": (documents.TargetsDocument,),
     "doctor": (documents.DoctorDocument,),
 }

@@ -109,7 +109,17 @@ class MemoryFacts(msgspec.Struct, frozen=True):
 
 
 class Quality(msgspec.Struct, frozen=True):
-    """Against the source at float32, teacher-forced (``aicc eval``); nats for KL."""
+    """What ``aicc eval`` finds: an artifact against its source at float32, teacher-forced on one text.
+
+    Attributes:
+        tokens: Tokens compared.
+        kl_mean: Mean KL divergence of the artifact's predictions from the source's, in nats.
+        kl_p99: The value that 99 of 100 tokens stay below.
+        top1_agreement: Fraction of positions where both find the same token most likely.
+        ppl_reference: Perplexity of the source.
+        ppl: Perplexity of the artifact.
+        text: Name and sha256 of the text.
+    """
 
     tokens: Annotated[int, Meta(ge=1, le=1 << 40)]
     kl_mean: Annotated[float, Meta(ge=-1e-3, le=1e6)]  # rounding can take a zero just below zero
@@ -117,7 +127,7 @@ class Quality(msgspec.Struct, frozen=True):
     top1_agreement: Annotated[float, Meta(ge=0, le=1)]
     ppl_reference: Annotated[float, Meta(gt=0)]
     ppl: Annotated[float, Meta(gt=0)]
-    text: Name  # which text it was measured on, by name and sha256
+    text: Name
 
 
 class FileEntry(msgspec.Struct, frozen=True):

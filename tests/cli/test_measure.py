@@ -10,8 +10,7 @@ from pathlib import Path
 import msgspec
 from aicc_command import AICC, Run
 
-from aicc.cli.documents import EvalDocument
-from aicc.runtime.artifact import Artifact
+from aicc.runtime.artifact import Artifact, Quality
 from aicc.runtime.bench import DecoderBench, TensorBench
 
 TEXT = """The lighthouse keeper climbed the stairs every evening to light the lamp. Ships far out at sea
@@ -49,8 +48,8 @@ def test_eval_compares_an_artifact_with_its_source_on_a_text_and_says_what_is_no
     (tmp_path / "text.txt").write_text(TEXT)
     words = ["eval", old_demo, "--reference", "smollm2-135m", "--text", tmp_path / "text.txt", "--json"]
     done = aicc(*words)
-    result = msgspec.json.decode(done.out, type=EvalDocument)
-    assert set(json.loads(done.out)) == {field.name for field in msgspec.structs.fields(EvalDocument)}
+    result = msgspec.json.decode(done.out, type=Quality)
+    assert set(json.loads(done.out)) == {field.name for field in msgspec.structs.fields(Quality)}
     assert 0 <= result.kl_mean < 0.02
     assert result.kl_mean <= result.kl_p99
     assert result.top1_agreement >= 0.9
