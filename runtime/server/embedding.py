@@ -65,13 +65,16 @@ async def _embed(encoder: Tensors, inputs: Sequence[str | list[int]], param: str
     vectors: dict[int, NDArray[np.float32]] = {}
     for batch in embedder.batches(ids):
         texts = [ids[i] for i in batch]
-        rows = await asyncio.wrap_future(encoder.thread.submit(partial(_run, texts)))
+        rows = await asyncio.wrap_future(encoder.thread.submit(partial(_run, texts, param)))
         vectors.update(zip(batch, rows, strict=True))
     return Embedded([vectors[i] for i in range(len(ids))], sum(map(len, ids)))
 
 
-def _run(texts: list[list[int]], session: Session) -> NDArray[np.float32]:
-    return session.embedder.run(texts)
+def _run(texts: list[list[int]], param: str, session: Session) -> NDArray[np.float32]:
+    try:
+        return session.embedder.run(texts)
+    except AiccError as error:
+        raise from_foreseen(error, param) from error
 
 
 def _tokenize(embedder: Embedder, inputs: Sequence[str | list[int]], param: str) -> list[list[int]]:

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aicc.runtime.artifact import Signature
-from aicc.runtime.errors import UsageError
+from aicc.runtime.errors import IntegrityError, UsageError
 from aicc.runtime.provider import Array
 from aicc.targets.webgpu.device import DeviceLost
 from aicc.targets.webgpu.launch import Launcher
-from aicc.targets.webgpu.plan import Plan
+from aicc.targets.webgpu.plan import BATCH, LOGITS, PAGE_LIST, PLAN_FILE, RUN_SIZES, Plan, output_buffer
 
+_MOST_GROUPS = 2**32 - 1
 _MOST = 2**31 - 1  # either way, so that the device may change a sign
 
 
@@ -29,10 +30,13 @@ class Loaded:
         signatures: The manifest's.
 
     Raises:
+        IntegrityError: The plan names what the host does not have, or lacks what it writes and reads.
         AiccError: What :class:`Launcher` raises.
     """
 
     def __init__(self, launch: Callable[[], Launcher], plan: Plan, signatures: Mapping[str, Signature]) -> None:
+        if problem := _problem(plan, signatures):
+            raise IntegrityError(f"{PLAN_FILE} is damaged: {problem}.", "Compile the model again.")
         self._launch = launch
         self._launcher: Launcher | None = launch()
         self._closed = False
@@ -80,6 +84,30 @@ class Loaded:
         except DeviceLost:
             self._let_go()
             raise
+
+
+def _problem(plan: Plan, signatures: Mapping[str, Signature]) -> str:
+    """What is wrong with the names by which the host writes, runs and reads a plan; empty if nothing."""
+    rows = plan.rows
+    extents = [extent for step in plan.steps for kernel in step.kernels for extent in kernel.groups]
+    sizes = {step.size for step in plan.steps} | {extent.of for extent in extents}
+    most = dict.fromkeys(RUN_SIZES, rows.tokens) if rows else {}
+    inputs = rows.inputs if rows else [tensor.spec.name for tensor in plan.inputs]
+    names = {tensor.buffer for tensor in (*plan.inputs, *plan.outputs)}
+    if rows:
+        found = [LOGITS] if rows.vocab else [output_buffer(n) for n in range(len(rows.outputs))]
+        names = {BATCH, PAGE_LIST, *found}
+    if not sizes <= {"", *most}:
+        return "a step grows with a size that is not there"
+    if any(extent.value(most) > _MOST_GROUPS for extent in extents):
+        return "a step is larger than any GPU takes"
+    if missing := names - {buffer.name for buffer in plan.buffers}:
+        return f"it has no buffer {min(missing)}"
+    if any(not {*inputs} <= {spec.name for spec in signature.inputs} for signature in signatures.values()):
+        return "it takes inputs that the model has not"
+    if rows and (len(rows.limits) != len(inputs) or not -1 <= rows.mask < max(1, len(inputs))):
+        return "what it says of its inputs is not of all of them"
+    return ""
 
 
 class WebGpuTensors(Loaded):

@@ -22,6 +22,7 @@ VERSION = 2
 BATCH, PAGE_LIST, LOGITS = "batch", "pages", "logits"
 CHOSEN = "chosen"  # for each row of logits the first of the largest, as u32, and that logit's bits
 HEADER_WORDS = 4
+RUN_SIZES = ("tokens", "wanted")  # the sizes of a run of such a model
 
 
 class Buffer(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -1,9 +1,11 @@
 """Decoders and encoders on a GPU, which here is one that Mesa simulates: as close to their source as float32 is."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import numpy as np
 import onnx
@@ -22,11 +24,17 @@ from aicc.compiler.importers import Source, import_model
 from aicc.compiler.pipeline import compile_model
 from aicc.compiler.sources import resolve
 from aicc.runtime import Artifact, Model, Session, load
-from aicc.runtime.errors import ResourceError, UnsupportedError, UsageError
+from aicc.runtime.errors import IntegrityError, ResourceError, UnsupportedError, UsageError
 from aicc.runtime.provider import Fit
+from aicc.runtime.server import create_app
 from aicc.runtime.target import find_target
 from aicc.targets.webgpu.device import adapters, is_simulated
+from aicc.targets.webgpu.executables import Loaded
+from aicc.targets.webgpu.plan import PLAN_FILE, Plan
 from aicc.targets.webgpu.provider import WebGpuProvider
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
+from live_server import DEADLINE, listening, wait_until
 
 if not adapters():
     pytest.skip(
@@ -173,12 +181,64 @@ def test_a_batch_that_makes_no_sense_is_an_error_and_the_model_goes_on(
     assert np.isfinite(step(small, [np.array([5])], [0], [[7]])).all()
 
 
-def test_a_lost_device_ends_the_requests_of_its_step_and_the_next_ones_get_another(small: Model) -> None:
-    said = small.generate([5, 77, 3], max_tokens=3).token_ids
-    small._executable._launcher._device.destroy()  # type: ignore[attr-defined]
-    with pytest.raises(ResourceError, match="was lost"):
-        small.generate([5, 77, 3], max_tokens=3)
-    assert small.generate([5, 77, 3], max_tokens=3).token_ids == said
+def lose(model: Model | Session) -> None:
+    model._executable._launcher._device.destroy()  # type: ignore[attr-defined]
+
+
+def test_callers_of_a_server_whose_device_is_lost_are_told_to_come_back_and_are_then_served(
+    smollm2: Model, minilm: Session
+) -> None:
+    asked = {"model": "text", "prompt": "The capital of France is", "max_tokens": 3, "temperature": 0}
+    sentence = {"model": "vectors", "input": "A cat sleeps."}
+    with (
+        listening(create_app({"text": smollm2, "vectors": minilm})) as url,
+        httpx.Client(base_url=url, timeout=DEADLINE) as http,
+    ):
+        for path, body, model in (("/v1/completions", asked, smollm2), ("/v1/embeddings", sentence, minilm)):
+            before = http.post(path, json=body).json()
+            lose(model)
+            told = http.post(path, json=body)
+            again = http.post(path, json=body).json()
+            assert (told.status_code, told.json()["error"]["code"]) == (503, "out_of_capacity")
+            assert told.headers["retry-after"]
+            assert "was lost" in told.json()["error"]["message"]
+            assert said_by(again) == said_by(before)
+        with http.stream(
+            "POST", "/v1/completions", json=asked | {"max_tokens": 64, "ignore_eos": True, "stream": True}
+        ) as stream:
+            events = stream.iter_lines()
+            next(events)
+            lose(smollm2)
+            assert "was lost" in [line for line in events if line][-1]
+        wait_until(lambda: http.get("/health/ready").json()["models"][0]["sequences"] == 0, "forgetting what failed")
+        ready = http.get("/health/ready").json()
+    assert ready["status"] == "ready"
+    assert ready["models"][0]["kv_pages_free"] == ready["models"][0]["kv_pages"]
+
+
+def said_by(answer: dict[str, Any]) -> Any:
+    """What an answer says, without what is another's every time."""
+    return [choice["text"] for choice in answer["choices"]] if "choices" in answer else answer["data"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"size":"tokens"', '"size":"moons"', "a step grows with a size"),
+        ('"of":"wanted"', '"of":"moons"', "a step grows with a size"),
+        ('"name":"logits"', '"name":"moons"', "no buffer logits"),
+        ('"name":"batch"', '"name":"moons"', "no buffer batch"),
+        ('"groups":[{"times":', '"groups":[{"times":9999999999', "larger than any GPU takes"),
+    ],
+)
+def test_a_plan_that_does_not_fit_its_host_is_refused(small_path: Path, old: str, new: str, said: str) -> None:
+    artifact = Artifact.open(small_path)
+    (variant,) = artifact.manifest.variants
+    text = artifact.file(f"variants/{variant.name}/{PLAN_FILE}").read_text()
+    assert old in text
+    plan = msgspec.json.decode(text.replace(old, new), type=Plan)
+    with pytest.raises(IntegrityError, match=said):
+        Loaded(lambda: pytest.fail("it was put on the device"), plan, artifact.manifest.signatures)
 
 
 def test_more_keys_and_values_than_a_buffer_holds_are_refused(small_path: Path) -> None:
