@@ -19,6 +19,10 @@ from aicc.targets.triton.steps import StepArrays, step_arrays
 _BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64)  # tokens of the steps that are kept as graphs
 _AT_ONCE = 1 << 26  # bytes of weights that are copied together
 _SIZES = ("tokens", "wanted", "tiles", "pages")
+# Bounds of what a plan may ask for, so that no number in it is another one in C.
+_MOST_BYTES = 1 << 46
+_MOST_PROGRAMS = 1 << 31
+_MOST_THREADS, _MOST_SHARED = 1024, 1 << 20  # of a program
 
 
 class OpenPlan:
@@ -81,12 +85,7 @@ class OpenPlan:
 
     def _make_host_memory(self) -> None:
         """What steps are written into and logits come back to, where the GPU copies by itself."""
-        plan = self._plan
-        shapes = {
-            BATCH: (plan.max_tokens, FIELDS), PAGES: (plan.sequences, plan.table),
-            TILES: (plan.max_tokens // plan.tile + plan.sequences, 2), LOGITS: (plan.head[-1].most, plan.vocab),
-            CHOSEN: (plan.head[-1].most, 2),
-        }  # fmt: skip
+        shapes = _host_shapes(self._plan)
         sizes = {buffer: 4 * rows * columns for buffer, (rows, columns) in shapes.items()}
         self._host = self._driver.allocate_host(sum(sizes.values()))
         self.host: dict[int, NDArray[np.int32]] = {}
@@ -259,7 +258,7 @@ class TritonDecoder(DecoderExecutable):
         gpu.host[PAGES][:sequences] = arrays.pages
         rows = max(tokens, sequences, len(wanted))
         if rows <= self._plan.decode:
-            bucket = next(b for b in (*_BUCKETS, self._plan.decode) if rows <= b)
+            bucket = min(next((b for b in _BUCKETS if rows <= b), self._plan.decode), self._plan.decode)
             gpu.host[BATCH][tokens:bucket] = (0, -1, 0, 0)
             gpu.run_graph(bucket, result, lambda: self._decode(gpu, bucket, result))
             gpu.wait()
@@ -299,28 +298,61 @@ class TritonDecoder(DecoderExecutable):
         self._head(gpu, rows, result)
 
 
+def _host_shapes(plan: Plan) -> dict[int, tuple[int, int]]:
+    """Rows and columns, of 4 bytes each, of the buffers that are copied to or from the host in a step."""
+    return {
+        BATCH: (plan.max_tokens, FIELDS), PAGES: (plan.sequences, plan.table),
+        TILES: (plan.max_tokens // plan.tile + plan.sequences, 2), LOGITS: (plan.head[-1].most, plan.vocab),
+        CHOSEN: (plan.head[-1].most, 2),
+    }  # fmt: skip
+
+
 def check(plan: Plan, weights: int, pages: int) -> None:
     """Refuse a plan whose numbers do not fit together.
 
     Raises:
         IntegrityError: It says what does not.
     """
-    sizes = dict.fromkeys(_SIZES, 1) | {"pages": pages}
-    problem = ""
-    if plan.version != VERSION:
-        problem = f"its version is {plan.version} and this aicc reads {VERSION}"
-    elif plan.weights_bytes > weights:
-        problem = "the weights file is shorter than it says"
-    elif len(plan.buffers) <= CHOSEN or not plan.body or not plan.head or plan.decode > plan.head[-1].most:
-        problem = "parts of it are missing"
-    for launch in () if problem else plan.launches():
-        extents = [extent.of for extent in launch.grid if extent.of] + [a.size for a in launch.arguments if a.size]
-        if launch.kernel >= len(plan.kernels) or not set(extents) <= set(_SIZES):
-            problem = f"{launch.node} names a kernel or a size that is not there"
-        for argument in launch.arguments:
-            if not argument.size and not 0 <= argument.buffer < len(plan.buffers):
-                problem = f"{launch.node} names a buffer that is not there"
-            elif not argument.size and argument.offset >= max(16, plan.buffers[argument.buffer].bytes.value(sizes)):
-                problem = f"{launch.node} begins after the end of a buffer"
+    problem = _problem(plan, weights) or _launch_problem(plan, pages)
     if problem:
         raise IntegrityError(f"the launch plan cannot be used: {problem}.", "Compile the model again.")
+
+
+def _problem(plan: Plan, weights: int) -> str:
+    """What is wrong with a plan's own numbers and the buffers that are copied to and from; empty if nothing."""
+    if plan.version != VERSION:
+        return f"its version is {plan.version} and this aicc reads {VERSION}"
+    if plan.weights_bytes > weights:
+        return "the weights file is shorter than it says"
+    if len(plan.buffers) <= CHOSEN or not plan.body or not plan.head:
+        return "parts of it are missing"
+    tiers = [[each.most for each in part] for part in (plan.body, plan.head)]
+    if any(most != sorted(most) for most in tiers) or plan.decode > min(tiers[0][-1], tiers[1][-1], plan.sequences):
+        return "its tiers are not those of its steps"
+    needed = {buffer: 4 * rows * columns for buffer, (rows, columns) in _host_shapes(plan).items()}
+    for number, size in {WEIGHTS: plan.weights_bytes, **needed}.items():
+        if plan.buffers[number].bytes.of or plan.buffers[number].bytes.times < size:
+            return f"the buffer {plan.buffers[number].name} is smaller than what is copied to or from it"
+    return ""
+
+
+def _launch_problem(plan: Plan, pages: int) -> str:
+    """What is wrong with a plan's kernels, launches, and the memory of these; empty if nothing."""
+    most = {"tokens": plan.max_tokens, "wanted": plan.max_tokens, "pages": pages, "tiles": _host_shapes(plan)[TILES][0]}
+    if any(buffer.bytes.of not in ("", "pages") for buffer in plan.buffers):
+        return "a buffer grows with a size that is not there"
+    sizes = [buffer.bytes.value(most) for buffer in plan.buffers]
+    if sum(sizes) > _MOST_BYTES or any(k.threads > _MOST_THREADS or k.shared > _MOST_SHARED for k in plan.kernels):
+        return "it asks for more than any GPU has"
+    for launch in plan.launches():
+        extents = [extent.of for extent in launch.grid if extent.of] + [a.size for a in launch.arguments if a.size]
+        if launch.kernel >= len(plan.kernels) or not set(extents) <= set(_SIZES):
+            return f"{launch.node} names a kernel or a size that is not there"
+        if not all(0 < extent.value(most) < _MOST_PROGRAMS for extent in launch.grid):
+            return f"{launch.node} runs no programs, or too many"
+        for argument in launch.arguments:
+            if not argument.size and not 0 <= argument.buffer < len(plan.buffers):
+                return f"{launch.node} names a buffer that is not there"
+            if not argument.size and argument.offset >= max(16, sizes[argument.buffer]):
+                return f"{launch.node} begins after the end of a buffer"
+    return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aicc.runtime.errors import MismatchError, ResourceError
+from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError
 from aicc.runtime.manifest import decode_json
 from aicc.runtime.provider import OPTIMAL, Compatibility, Device, Executable, Fit, LoadOptions
 from aicc.targets.triton.driver import drivers, why_none
@@ -56,6 +56,8 @@ class TritonProvider:
         plan = decode_json(path.read_bytes(), path, Plan)
         weights = artifact.weights()
         llm = artifact.manifest.llm
+        if (llm.vocab_size if llm else 0) != plan.vocab:
+            raise IntegrityError(f"{path} is not the model that the manifest describes.", "Compile the model again.")
         tokens = options.kv_tokens or (llm.context_length if llm else 0)
         pages = max(1, -(-tokens // plan.page_tokens))
         if pages > _MOST_PAGES:

@@ -24,6 +24,7 @@ from aicc.runtime import Artifact
 from aicc.runtime.artifact import Variant
 from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UsageError
 from aicc.runtime.provider import OPTIMAL, Fit, LoadOptions, TokenBatch
+from aicc.targets.launch_plan import ONE, Extent
 from aicc.targets.triton import driver
 from aicc.targets.triton.executable import TritonDecoder, check
 from aicc.targets.triton.plan import PLAN_FILE, Plan
@@ -204,3 +205,21 @@ def test_a_plan_that_names_what_is_not_there_is_refused(artifact: Artifact) -> N
             check(msgspec.structs.replace(plan, body=body), plan.weights_bytes, 4)
     with pytest.raises(IntegrityError, match="shorter"):
         check(plan, plan.weights_bytes - 1, 4)
+
+
+def test_a_plan_whose_numbers_do_not_fit_together_is_refused(artifact: Artifact) -> None:
+    plan = msgspec.json.decode(artifact.file(f"variants/triton-sm90/{PLAN_FILE}").read_bytes(), type=Plan)
+    first, kernel = plan.body[0].launches[0], plan.kernels[0]
+    small = [msgspec.structs.replace(buffer, bytes=Extent(15)) for buffer in plan.buffers]
+    grown = msgspec.structs.replace(plan.buffers[-1], bytes=Extent(1, "moons"))
+    wide = msgspec.structs.replace(first, grid=(Extent(1 << 31), ONE, ONE))
+    for said, change in {
+        "smaller than what is copied": {"buffers": (plan.buffers[0], *small[1:])},
+        "tiers": {"decode": plan.body[-1].most + 1},
+        "grows with a size": {"buffers": (*plan.buffers[:-1], grown)},
+        "more than any GPU has": {"kernels": (msgspec.structs.replace(kernel, threads=1 << 33), *plan.kernels[1:])},
+        "too many": {"body": (msgspec.structs.replace(plan.body[0], launches=(wide,)), *plan.body[1:])},
+        "is smaller": {"vocab": 1 << 62},
+    }.items():
+        with pytest.raises(IntegrityError, match=said):
+            check(msgspec.structs.replace(plan, **change), plan.weights_bytes, 4)
