@@ -52,15 +52,21 @@ def test_the_default_of_cpu_keeps_the_quality(cpu_artifact: Artifact, source: Im
         _keeps(evaluate.measure_quality(model, source), "auto, cpu")
 
 
-def test_activations_of_two_bytes_lose_next_to_nothing(tmp_path: Path) -> None:
-    compile_model("smollm2-135m", "cpu", tmp_path / "m.aicc", activations="int16")
-    _keeps(Artifact.open(tmp_path / "m.aicc").manifest.quality, "auto, int16 activations")
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("options", "limits"), [({"kv": "int8"}, "auto, int8 cache"), ({"activations": "int16"}, "auto, int16 activations")]
+)
+def test_other_number_formats_have_a_measured_quality_of_their_own(
+    cpu_artifact: Artifact, options: dict[str, str], limits: str, tmp_path: Path
+) -> None:
+    quality = compile_model("smollm2-135m", "cpu", tmp_path / "m.aicc", **options).quality
+    _keeps(quality, limits)
+    assert quality != cpu_artifact.manifest.quality
 
 
-def test_keys_and_values_in_bytes_take_half_the_memory_and_have_their_own_measured_quality(tmp_path: Path) -> None:
-    compile_model("smollm2-135m", "cpu", tmp_path / "m.aicc", kv="int8")
+def test_keys_and_values_in_bytes_take_half_the_memory_and_no_row_minds_its_neighbours(tmp_path: Path) -> None:
+    compile_model("smollm2-135m", "cpu", tmp_path / "m.aicc", kv="int8", measure=False)
     with load(tmp_path / "m.aicc", kv_tokens=512) as model:
-        _keeps(model.manifest.quality, "auto, int8 cache")
         bytes_per_token = model.manifest.memory.kv_bytes_per_token
         assert bytes_per_token == 30 * 3 * 2 * (64 + 4)  # layers, heads, keys and values
         executable = model._executable  # type: ignore[attr-defined]
