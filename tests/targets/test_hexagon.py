@@ -223,6 +223,16 @@ def test_constants_of_equal_integers_keep_their_own_scales(kind: str, tmp_path: 
     assert np.abs(found - (x + 3) / 6).max() < 0.01
 
 
+def test_quantised_activations_of_a_model_of_tokens_are_refused(tmp_path: Path) -> None:
+    """The emulator computed MiniLM's otherwise than onnxruntime."""
+    text = """<ir_version: 10, opset_import: ["": 21]> g (int64[8] input_ids) => (float[8] y)
+        <float s = {0.1}, uint8 z = {3}> { c = Cast <to = 1> (input_ids) q = QuantizeLinear (c, s, z)
+        y = DequantizeLinear (q, s, z) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedError, match="pictures and sound alone, and this one reads input_ids"):
+        compile_model(Source(tmp_path / "m.onnx", "onnx", "m"), HTP, tmp_path / "m.aicc")
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(("kind", "least"), [("uint16", 0.9999), ("uint8", 0.998)])
 def test_a_calibrated_classifier_gives_what_its_graph_gives_in_onnxruntime(
