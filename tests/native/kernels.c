@@ -34,16 +34,17 @@ EXPORT void form_at(int32_t index, aicc_weight *form) {
     *form = forms[index];
 }
 
-static int same(aicc_weight a, aicc_weight b) {
-    return a.format == b.format && a.group == b.group && a.zero == b.zero && a.scales == b.scales && a.minima == b.minima;
-}
-
 EXPORT size_t panel_bytes(const aicc_weight *w) {
     return aicc_panel_bytes(*w);
 }
 
 EXPORT size_t row_bytes(int32_t k, int32_t group) {
     return aicc_row_bytes(k, group);
+}
+
+#if !defined(WITH_ATTENTION) /* most of the time it takes to compile this, as attention is */
+static int same(aicc_weight a, aicc_weight b) {
+    return a.format == b.format && a.group == b.group && a.zero == b.zero && a.scales == b.scales && a.minima == b.minima;
 }
 
 EXPORT int linear(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows, int32_t parts,
@@ -74,6 +75,7 @@ EXPORT int linear_prompt(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t 
     FORMS(TRY_PROMPT)
     return 1;
 }
+#endif
 
 EXPORT void round_row(uint8_t *row, int32_t k, const float *x, int32_t width) {
     aicc_round_row(row, k, x, width);
@@ -116,7 +118,7 @@ FUNCTION(erf)
 FUNCTION(gelu)
 FUNCTION(gelu_tanh)
 
-#if defined(WITH_ATTENTION) /* most of the time it takes to compile this */
+#if defined(WITH_ATTENTION)
 /* query heads, KV heads, head size, cache, causal, window, scale, soft cap */
 #define HEADS(CASE) \
     CASE(0, 9, 3, 64, AICC_F16, 1, 0, 0.125f, 0.0f) CASE(1, 4, 4, 32, AICC_F32, 1, 0, 0.2f, 0.0f) \

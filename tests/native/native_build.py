@@ -94,7 +94,7 @@ def build(source: Path, isa: str, defines: tuple[str, ...] = ()) -> Path:
     """
     how = ISAS[isa]
     machine = MACHINES[how.variant]
-    flags = [*COMMON, *how.options, *(f"-D{define}" for define in defines), *(PROGRAM if how.emulator else LIBRARY)]
+    flags = [*COMMON, *how.options, *(f"-D{define}" for define in defines), *([] if how.emulator else LIBRARY)]
     if sanitized():
         command = ["gcc", *SANITIZE, *machine.march, *machine.common, *flags]
     else:
@@ -109,7 +109,11 @@ def build(source: Path, isa: str, defines: tuple[str, ...] = ()) -> Path:
     if not library.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
         partial = library.with_suffix(f".{os.getpid()}")
-        command += [str(source), "-o", str(partial), "-lm", "-lpthread"]
-        subprocess.run(command, check=True, env=zig_environment())
+        last = [*command, str(source)]
+        if how.emulator:  # the C library is made anew for each -mcpu, so that linking names none
+            subprocess.run([*last, "-c", "-o", f"{partial}.o"], check=True, env=zig_environment())
+            last = [sys.executable, "-m", "ziglang", "cc", "-target", triple, *PROGRAM, f"{partial}.o"]
+        subprocess.run([*last, "-o", str(partial), "-lm", "-lpthread"], check=True, env=zig_environment())
+        Path(f"{partial}.o").unlink(missing_ok=True)
         partial.rename(library)
     return library
