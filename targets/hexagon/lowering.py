@@ -90,7 +90,7 @@ def _refuse_integers_of_tokens(model: ir.Model, target: Target) -> None:
 
 
 def _refuse_tiny_steps(model: ir.Model, target: Target) -> None:
-    """Refuse weights whose steps the compiler takes for others: it gave 6.9 for 0 with 2e-9, and was right with 8e-7."""
+    """Refuse weights of steps that the compiler mistakes: it gave 6.9 for 0 with 2e-9, and was right with 8e-7."""
     for node in model.graph:
         if node.op_type != "DequantizeLinear":
             continue
@@ -99,8 +99,8 @@ def _refuse_tiny_steps(model: ir.Model, target: Target) -> None:
             continue
         if float(scales.numpy().min()) < _LEAST_STEP:
             raise UnsupportedError(
-                f"{target.name} miscomputes weights of 8 bits with quantisation steps below {_LEAST_STEP:g}, as those of "
-                f"node {node.name or node.outputs[0].name} are.",
+                f"{target.name} miscomputes weights of 8 bits with quantisation steps below {_LEAST_STEP:g}, as "
+                f"those of node {node.name or node.outputs[0].name} are.",
                 "Quantise with wider ranges, or give the model in floats, with --calibrate for integers.",
             )
 

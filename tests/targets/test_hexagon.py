@@ -233,6 +233,15 @@ def test_quantised_activations_of_a_model_of_tokens_are_refused(tmp_path: Path) 
         compile_model(Source(tmp_path / "m.onnx", "onnx", "m"), HTP, tmp_path / "m.aicc")
 
 
+def test_weights_in_steps_that_the_compiler_mistakes_are_refused(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 21]> g (float[8] x) => (float[8] y)
+        <int8[8] w = {1, 2, 3, 4, 5, 6, 7, 8}, float s = {0.000000002}>
+        { d = DequantizeLinear (w, s) y = Add (x, d) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedError, match="weights of 8 bits with quantisation steps below 1e-07"):
+        compile_model(Source(tmp_path / "m.onnx", "onnx", "m"), HTP, tmp_path / "m.aicc")
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(("kind", "least"), [("uint16", 0.9999), ("uint8", 0.998)])
 def test_a_calibrated_classifier_gives_what_its_graph_gives_in_onnxruntime(
