@@ -95,10 +95,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.compile: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing the compiler into $(VENV), PyTorch included: a few minutes, more with PyTorch's CUDA build."
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compile,serve]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing all that the tests need into $(VENV): a few minutes."
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compile,ethos-u,grpc,hexagon,test,tpu,triton,webgpu]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps tosa-tools==2026.8.0  # its pins contradict onnx's
 	touch $@

@@ -47,8 +47,8 @@ class OrderedGroup(click.Group):
 def cli(context: click.Context) -> None:
     """Compile an open model into one artifact for one chip; run, measure and serve it lean.
 
-    A first session: `aicc pull smollm2-135m`, then `aicc compile smollm2-135m -o smol.aicc`, then
-    `aicc chat smol.aicc`.
+    A first session: `aicc pull smollm2-135m`, then `aicc compile smollm2-135m --target cpu -o smol.aicc`,
+    then `aicc chat smol.aicc`.
 
     Results go to stdout, progress to stderr. Exit codes: 0 done, 1 a bug in aicc, 2 wrong usage,
     3 unsupported model or operator, 4 target or version mismatch, 5 not enough memory or disk,
