@@ -14,7 +14,7 @@ from aicc.runtime.errors import IntegrityError, UsageError
 from aicc.runtime.provider import Array
 from aicc.targets.webgpu.device import DeviceLost
 from aicc.targets.webgpu.launch import Launcher
-from aicc.targets.webgpu.plan import BATCH, LOGITS, PAGE_LIST, PLAN_FILE, RUN_SIZES, Plan, output_buffer
+from aicc.targets.webgpu.plan import BATCH, CHOSEN, LOGITS, PAGE_LIST, PLAN_FILE, RUN_SIZES, Plan, output_buffer
 
 _MOST_GROUPS = 2**32 - 1
 _MOST = 2**31 - 1  # either way, so that the device may change a sign
@@ -95,7 +95,7 @@ def _problem(plan: Plan, signatures: Mapping[str, Signature]) -> str:
     inputs = rows.inputs if rows else [tensor.spec.name for tensor in plan.inputs]
     names = {tensor.buffer for tensor in (*plan.inputs, *plan.outputs)}
     if rows:
-        found = [LOGITS] if rows.vocab else [output_buffer(n) for n in range(len(rows.outputs))]
+        found = [LOGITS, CHOSEN] if rows.vocab else [output_buffer(n) for n in range(len(rows.outputs))]
         names = {BATCH, PAGE_LIST, *found}
     if not sizes <= {"", *most}:
         return "a step grows with a size that is not there"

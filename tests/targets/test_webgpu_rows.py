@@ -240,6 +240,7 @@ def said_by(answer: dict[str, Any]) -> Any:
         ('"size":"tokens"', '"size":"moons"', "a step grows with a size"),
         ('"of":"wanted"', '"of":"moons"', "a step grows with a size"),
         ('"name":"logits"', '"name":"moons"', "no buffer logits"),
+        ('"name":"chosen"', '"name":"moons"', "no buffer chosen"),
         ('"name":"batch"', '"name":"moons"', "no buffer batch"),
         ('"groups":[{"times":', '"groups":[{"times":9999999999', "larger than any GPU takes"),
     ],

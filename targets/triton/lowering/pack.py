@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from aicc.compiler.lowering import WeightStore
-from aicc.compiler.rows.matrix import Matrix, read_float, stored_float
+from aicc.compiler.rows.matrix import Matrix, read_float, stored_float, stored_zero, unsigned
 from aicc.compiler.rows.program import Angles, Vector
 from aicc.targets.triton.plan import WEIGHTS, Argument
 
@@ -18,7 +18,6 @@ CHUNK = 32
 _FLOATS = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 _E4M3 = -1  # as kernels/weights.py has it
 _E4M3_SCALE = 256  # what float8 made of float16's parts lacks
-_ZEROS = {ir.DataType.INT4: 8, ir.DataType.INT8: 128, ir.DataType.FLOAT8E4M3FN: _E4M3}  # makes stored integers unsigned
 Order = NDArray[np.int64] | None  # which of its rows stands where; None if they are in order
 
 
@@ -76,7 +75,7 @@ def matrix_form(matrix: Matrix) -> Form:
         return Form(32 if dtype == "fp32" else 16, dtype, scales=dtype)
     padded = -(-matrix.columns // CHUNK) * CHUNK
     group = padded if weight.group_size == matrix.columns else weight.group_size
-    zero = _ZEROS.get(weight.values.dtype, 0)
+    zero = _E4M3 if weight.values.dtype == ir.DataType.FLOAT8E4M3FN else stored_zero(weight)
     scales = "fp32" if zero == _E4M3 else _FLOATS[weight.scales.dtype]
     return Form(weight.bits, "u8", zero, group, scales, weight.offset != "none")
 
@@ -146,13 +145,10 @@ def _streams(matrix: Matrix, form: Form, order: Order) -> list[NDArray[np.generi
 def pack_integers(values: NDArray[np.generic], form: Form) -> NDArray[np.uint8]:
     """Integers or float8 ``[N, K]`` as bytes, rows padded to whole chunks."""
     zero = max(0, form.zero)
-    if form.zero == _E4M3:
-        unsigned = np.ascontiguousarray(values).view(np.uint8)
-    else:
-        unsigned = values.astype(np.int8 if zero else np.uint8).view(np.uint8) + np.uint8(zero)
-    if missing := -unsigned.shape[1] % CHUNK:
-        unsigned = np.pad(unsigned, ((0, 0), (0, missing)), constant_values=zero)
+    packed = np.ascontiguousarray(values).view(np.uint8) if form.zero == _E4M3 else unsigned(values, zero)
+    if missing := -packed.shape[1] % CHUNK:
+        packed = np.pad(packed, ((0, 0), (0, missing)), constant_values=zero)
     if form.bits == 8:
-        return unsigned
-    halves = unsigned.reshape(len(unsigned), -1, 2, CHUNK // 2)
-    return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(unsigned), -1)
+        return packed
+    halves = packed.reshape(len(packed), -1, 2, CHUNK // 2)
+    return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(packed), -1)
