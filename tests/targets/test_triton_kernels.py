@@ -1,4 +1,4 @@
-"""Triton kernels in Triton's interpreter, beside numpy."""
+"""Triton kernels in Triton's interpreter, beside ONNX's reference evaluator of the operators that they stand for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from onnx_meaning import meaning
 from tolerances import assert_within
 from triton_plan import launch
 
@@ -41,31 +42,39 @@ def _tensor(array: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _weights(form: Form, rows: int, k: int) -> tuple[NDArray[np.float32], list[torch.Tensor]]:
-    """A matrix as float32, and as the kernels read it."""
+def _weights(form: Form, rows: int, k: int) -> tuple[str, dict[str, NDArray[Any]], list[torch.Tensor]]:
+    """A matrix as nodes that make ``w`` of arrays, these arrays, and as the kernels read it."""
     if form.bits > 8:
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[form.dtype]
-        stored = _tensor(GENERATOR.standard_normal((rows, k)).astype(np.float32)).to(dtype)
-        return stored.float().numpy(), [stored] * 3
-    padded = -(-k // 32) * 32
+        dtype = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}[form.dtype]
+        stored = GENERATOR.standard_normal((rows, k)).astype(dtype)
+        tensor = _tensor(stored.view(np.uint16)).view(torch.bfloat16) if form.dtype == "bf16" else _tensor(stored)
+        return "w = Cast <to = 1> (stored)", {"stored": stored}, [tensor] * 3
+    groups = -(-k // form.group)
+    size = k // groups
+    values = _integers(form, (rows, k))
+    kind = np.float16 if form.scales == "fp16" else np.float32
+    made = GENERATOR.standard_normal((2, rows, groups)) / (448 if form.zero < 0 else 1 << form.bits)
+    scales, minima = made.astype(kind)
+    nodes = f"s = Cast <to = 1> (scales)  w = DequantizeLinear <axis = 1, block_size = {size}> (values, s)"
+    arrays = {"values": values, "scales": scales}
+    if form.minima:
+        nodes = f"""{nodes.replace("w = ", "d = ")}  m = Cast <to = 1> (minima)  u = Unsqueeze (m, last)
+            g = Reshape (d, grouped)  sum = Add (g, u)  w = Reshape (sum, flat)"""
+        arrays |= {"minima": minima, "last": np.array([-1])}
+        arrays |= {"grouped": np.array([rows, groups, size]), "flat": np.array([rows, k])}
+    stored = values if form.zero < 0 else values.astype(np.int8 if form.zero else np.uint8)
+    packed = [pack_integers(stored, form), scales * kind(256 if form.zero < 0 else 1), minima]
+    return nodes, arrays, [_tensor(array) for array in packed]
+
+
+def _integers(form: Form, shape: tuple[int, int]) -> NDArray[Any]:
+    """Values of a quantised matrix, of the type that ONNX has for them; float8 are all but NaN."""
     if form.zero < 0:
         every = np.arange(256, dtype=np.uint8)
-        every = every[(every & 0x7F) != 0x7F].view(ml_dtypes.float8_e4m3fn)  # all but NaN
-        values = GENERATOR.choice(every, (rows, k))
-        scales = GENERATOR.standard_normal((rows, 1)).astype(np.float32) / 448
-        packed = pack_integers(values, form)
-        return values.astype(np.float32) * scales, [_tensor(packed), _tensor(scales * 256), _tensor(scales)]
-    low, high = (-(1 << form.bits - 1), 1 << form.bits - 1) if form.zero else (0, 1 << form.bits)
-    values = GENERATOR.integers(low, high, (rows, k))
-    kind = np.float16 if form.scales == "fp16" else np.float32
-    shape = rows, padded // form.group
-    scales, minima = (GENERATOR.standard_normal(shape).astype(kind) / (1 << form.bits) for _ in range(2))
-    of = np.arange(k) // form.group
-    dense = values * scales[:, of].astype(np.float32)
-    if form.minima:
-        dense = dense + minima[:, of]
-    packed = pack_integers(values.astype(np.int8 if form.zero else np.uint8), form)
-    return dense.astype(np.float32), [_tensor(packed), _tensor(scales), _tensor(minima)]
+        return GENERATOR.choice(every[(every & 0x7F) != 0x7F], shape).view(ml_dtypes.float8_e4m3fn)
+    low = -(1 << form.bits - 1) if form.zero else 0
+    kinds = {4: (ml_dtypes.uint4, ml_dtypes.int4), 8: (np.uint8, np.int8)}
+    return GENERATOR.integers(low, low + (1 << form.bits), shape).astype(kinds[form.bits][form.zero > 0])
 
 
 def _batch(tokens: int, positions: list[int] | None = None, sequences: list[int] | None = None) -> torch.Tensor:
@@ -79,7 +88,7 @@ def _batch(tokens: int, positions: list[int] | None = None, sequences: list[int]
 def test_a_row_is_normalised_and_multiplied(name: str) -> None:
     form, n = FORMS[name], 20
     k = COLUMNS[form.group]
-    dense, weights = _weights(form, 2 * n, k)
+    nodes, arrays, weights = _weights(form, 2 * n, k)
     x, gain = (GENERATOR.standard_normal(k).astype(np.float32) for _ in range(2))
     found = torch.full((n,), torch.nan)
     program = (("Silu", 0), ("Mul", 1, 2), ("store", 3, 0, n))
@@ -88,8 +97,16 @@ def test_a_row_is_normalised_and_multiplied(name: str) -> None:
         K=k, N=n, COUNT=2, FORM=form.constants, NORM=True, EPSILON=1e-5, WANTED=False, SEGMENTS=((0, n, program),),
         BLOCK_N=4, CHUNKS=4, ACROSS=form.elements_of_load,
     )  # fmt: skip
-    gate, up = (dense @ (x / np.sqrt((x * x).mean() + 1e-5) * gain)).reshape(2, n)
-    assert_within("model", found.numpy(), gate / (1 + np.exp(-gate)) * up)
+    (expected,) = meaning(
+        f"""(x, gain, {", ".join(arrays)}) => (y) {{
+            normalised = RMSNormalization <epsilon = 1e-5> (x, gain)
+            {nodes}
+            columns = Transpose (w)  p = MatMul (normalised, columns)
+            gate, up = Split <axis = 0, num_outputs = 2> (p)  activated = Swish (gate)  y = Mul (activated, up)
+        }}""",
+        x=x, gain=gain, **arrays,
+    )  # fmt: skip
+    assert_within("model", found.numpy(), expected)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -97,7 +114,7 @@ def test_a_row_is_normalised_and_multiplied(name: str) -> None:
 def test_rows_are_multiplied_by_tiles_also_where_programs_share_them(name: str, splits: int, bf16: bool) -> None:
     form, n, tokens = FORMS[name], 40, 20
     k = COLUMNS[form.group]
-    dense, weights = _weights(form, n, k)
+    nodes, arrays, weights = _weights(form, n, k)
     x = _tensor(GENERATOR.standard_normal((tokens, k))).to(torch.bfloat16 if bf16 else torch.float16)
     found, residual = torch.full((tokens, n), torch.nan), GENERATOR.standard_normal((tokens, n)).astype(np.float32)
     others = torch.full((tokens, n - 25), torch.nan)
@@ -108,17 +125,24 @@ def test_rows_are_multiplied_by_tiles_also_where_programs_share_them(name: str, 
         *weights, partial, arrived, tokens, K=k, N=n, COUNT=1, FORM=form.constants,
         SEGMENTS=((0, 25, first), (25, n, rest)), SPLITS=splits, BLOCK_M=16, BLOCK_N=16, BLOCK_K=64, BF16=bf16,
     )  # fmt: skip
-    rounded = torch.from_numpy(dense).to(x.dtype).float().numpy()
-    expected = x.float().numpy() @ rounded.T
-    assert_within("float16 sum", found.numpy()[:, :25], (expected + residual)[:, :25])
-    assert_within("float16 sum", others.numpy(), expected[:, 25:])
+    left, right = meaning(
+        f"""(x, residual, sizes, {", ".join(arrays)}) => (y, right) {{
+            {nodes}
+            rounded = Cast <to = {16 if bf16 else 10}> (w)  tiles = Cast <to = 1> (rounded)
+            columns = Transpose (tiles)  p = MatMul (x, columns)
+            left, right = Split <axis = 1> (p, sizes)  y = Add (left, residual)
+        }}""",
+        x=x.float().numpy(), residual=residual[:, :25], sizes=np.array([25, n - 25]), **arrays,
+    )  # fmt: skip
+    assert_within("float16 sum", found.numpy()[:, :25], left)
+    assert_within("float16 sum", others.numpy(), right)
     assert not arrived.any()
 
 
 def test_heads_are_normalised_rotated_and_put_into_pages() -> None:
     tokens, heads, head, rotary = 5, 3, 12, 8
     width, half = heads * head, rotary // 2
-    x, gain = GENERATOR.standard_normal((tokens, width)).astype(np.float32), GENERATOR.standard_normal(head)
+    x, gain = (GENERATOR.standard_normal(shape).astype(np.float32) for shape in ((tokens, width), head))
     angles = GENERATOR.standard_normal((2, 16, half)).astype(np.float32)
     positions, sequences = [9, 10, 0, -1, 1], [1, 1, 0, 0, 0]
     table = _tensor(np.array([[3, 0], [2, 1]], np.int32))
@@ -127,18 +151,23 @@ def test_heads_are_normalised_rotated_and_put_into_pages() -> None:
         ("load", 0, width), ("vector", 1, head), ("Norm", 0, head, False, 1, -1, 1e-6), ("Rope", 2, 2, head, half, 16),
         ("store", 3, 3, width), ("cache", 3, 4, heads, head, PAGE, 2),
     )  # fmt: skip
-    pointers = (_tensor(x), _tensor(gain.astype(np.float32)), _tensor(angles), rotated, cache)
+    pointers = (_tensor(x), _tensor(gain), _tensor(angles), rotated, cache)
     launch(
         rowwise, (tokens, heads, 1), pointers, _batch(tokens, positions, sequences), table,
         WIDTH=head, SEGMENTS=((0, heads, program),), BLOCK=16,
     )  # fmt: skip
-    pieces = x.reshape(tokens, heads, head)
-    pieces = (pieces / np.sqrt((pieces**2).mean(-1, keepdims=True) + 1e-6) * gain).astype(np.float32)
-    cosine, sine = (a[np.maximum(positions, 0)][:, None] for a in angles)
-    first, second = pieces[..., :rotary:2].copy(), pieces[..., 1:rotary:2].copy()
-    pieces[..., :rotary:2] = first * cosine - second * sine
-    pieces[..., 1:rotary:2] = first * sine + second * cosine
-    assert_within("model", rotated.numpy(), pieces.reshape(tokens, width))
+    (turned,) = meaning(
+        f"""(x, gain, cosine, sine, positions, whole) => (y) {{
+            n = RMSNormalization <axis = -1, epsilon = 1e-6> (x, gain)
+            rows = Reshape (n, whole)
+            y = RotaryEmbedding <interleaved = 1, num_heads = {heads}, rotary_embedding_dim = {rotary}>
+                (rows, cosine, sine, positions)
+        }}""",
+        x=x.reshape(1, tokens, heads, head), gain=gain, cosine=angles[0], sine=angles[1],
+        positions=np.maximum([positions], 0), whole=np.array([1, tokens, width]),
+    )  # fmt: skip
+    assert_within("model", rotated.numpy(), turned[0])
+    pieces = turned.reshape(tokens, heads, head)
     expected = np.zeros(cache.shape, np.float16)
     for token, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
         if position >= 0:
@@ -155,17 +184,13 @@ def test_the_first_of_the_largest_logits_is_chosen_and_what_is_no_number_is_seen
     found = torch.full((4, 2), -1, dtype=torch.int32)
     launch(choose, (4, 1, 1), _tensor(logits), found, VOCAB=300, BLOCK=64)
     tokens, highest = found.numpy()[:, 0], found.numpy()[:, 1].copy().view(np.float32)
-    assert tokens[[0, 1, 3]].tolist() == [70, logits[1].argmax(), 0]
-    assert np.array_equal(highest, [50, logits[1].max(), np.nan, -np.inf], equal_nan=True)
-
-
-def _attention(q: Any, k: Any, v: Any, position: int, window: int, cap: float) -> NDArray[np.float32]:
-    """Of one query head ``[d]`` to keys and values ``[n, d]``."""
-    begin = max(0, position + 1 - window) if window else 0
-    scores = (k[begin : position + 1] @ q) / np.sqrt(len(q))
-    scores = cap * np.tanh(scores / cap) if cap else scores
-    weights = np.exp(scores - scores.max())
-    return (weights / weights.sum() @ v[begin : position + 1]).astype(np.float32)
+    best, most = meaning(
+        "(x, last) => (best, most) { best = ArgMax <axis = 1, keepdims = 0> (x)"
+        "  most = ReduceMax <keepdims = 0> (x, last) }",
+        x=logits, last=np.array([1]),
+    )  # fmt: skip
+    assert tokens[[0, 1, 3]].tolist() == best[[0, 1, 3]].tolist()
+    assert np.array_equal(highest, most, equal_nan=True)
 
 
 @settings(max_examples=4, deadline=None)
@@ -181,11 +206,13 @@ def test_queries_see_what_is_before_them_in_their_pages(past: int, new: int, win
         pages[0, table[0, position // PAGE], :, position % PAGE] = k[position]
         pages[1, table[0, position // PAGE], :, position % PAGE] = v[position]
     q = generator.standard_normal((new, heads, head)).astype(np.float16)
-    expected = np.empty(q.shape, np.float32)
-    for i in range(new):
-        for h in range(heads):
-            of = h // (heads // kv_heads)
-            expected[i, h] = _attention(q[i, h], k[:, of], v[:, of], past + i, window, cap)
+    of = lambda array: array.astype(np.float32).swapaxes(0, 1)[None]  # noqa: E731
+    seen = np.arange(length) > np.arange(past, length)[:, None] - (window or length)
+    (found,) = meaning(
+        f"(q, k, v, seen, k0, v0) => (y) {{ y = Attention <is_causal = 1, softcap = {cap}> (q, k, v, seen, k0, v0) }}",
+        q=of(q), k=of(k[past:]), v=of(v[past:]), seen=seen, k0=of(k[:past]), v0=of(v[:past]),
+    )  # fmt: skip
+    expected = found[0].swapaxes(0, 1)
     constants = {
         "HEADS": heads, "KV_HEADS": kv_heads, "HEAD": head, "SCALE": head**-0.5, "SOFT_CAP": cap, "WINDOW": window,
         "PAGE": PAGE, "TABLE": TABLE, "BLOCK_D": 32, "BLOCK_N": 16,
