@@ -43,13 +43,14 @@ class _Batched(Loaded):
             results: Buffers to read, and the bytes of each.
         """
         words, most, count = self._words, self._rows.tokens, len(inputs[0])
-        words[0], words[1] = count, len(wanted)
         arrays = [*(facts[name] for name in ("position", "keys", "pages", "first")), wanted, *inputs]
-        for number, array in enumerate(arrays):
-            begin = HEADER_WORDS + number * most
-            words[begin : begin + len(array)] = array
-        written = {BATCH: words, PAGE_LIST: np.ascontiguousarray(pages, np.uint32)}
-        found = self._submit(written, {"tokens": count, "wanted": len(wanted)}, results)
+        with self._lock:
+            words[0], words[1] = count, len(wanted)
+            for number, array in enumerate(arrays):
+                begin = HEADER_WORDS + number * most
+                words[begin : begin + len(array)] = array
+            written = {BATCH: words, PAGE_LIST: np.ascontiguousarray(pages, np.uint32)}
+            found = self._submit(written, {"tokens": count, "wanted": len(wanted)}, results)
         return {name: array.view(np.float32) for name, array in found.items()}
 
 

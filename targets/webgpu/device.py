@@ -19,10 +19,6 @@ _FEWER = "Give fewer --kv-tokens, or compile for smaller inputs or to fewer bits
 _REMEDY = f"Try again; if it goes on: {_FEWER[0].lower()}{_FEWER[1:]}"
 
 
-class DeviceLost(ResourceError):
-    """The driver has given the device up, with all that was in its memory; a new one may work."""
-
-
 def load_wgpu() -> Any:
     """The package.
 
@@ -93,18 +89,24 @@ def open_device(adapter: Any, features: tuple[str, ...]) -> Any:
 
 @contextmanager
 def failures(name: str) -> Iterator[None]:
-    """Say in our errors what wgpu says in its own: out of memory, device lost, or a kernel it does not take."""
+    """Say in our errors what wgpu says in its own: out of memory, device lost, or a kernel it does not take.
+
+    wgpu-native calls all three validation errors; which it is stands below the first line of their texts.
+    """
     from wgpu import GPUError, GPUOutOfMemoryError, GPUValidationError
 
     try:
         yield
-    except GPUOutOfMemoryError as error:
-        raise ResourceError(f"{name} has no memory left.", _FEWER) from error
-    except GPUValidationError as error:
-        if "lost" in str(error).lower():
-            raise DeviceLost(f"{name} was lost.", _REMEDY) from error
-        raise MismatchError(
-            f"{name} does not take what was compiled: {first_line(error)}.", "Compile the model again."
-        ) from error
+    except MemoryError as error:
+        raise ResourceError("there is no memory left for what goes to the GPU or comes from it.", _FEWER) from error
     except (GPUError, RuntimeError) as error:
+        said = str(error).lower()
+        if isinstance(error, GPUOutOfMemoryError) or "memory left" in said or "out of memory" in said:
+            raise ResourceError(f"{name} has no memory left.", _FEWER) from error
+        if "lost" in said:
+            raise ResourceError(f"{name} was lost.", _REMEDY) from error
+        if isinstance(error, GPUValidationError):
+            raise MismatchError(
+                f"{name} does not take what was compiled: {first_line(error)}.", "Compile the model again."
+            ) from error
         raise ResourceError(f"{name} failed: {first_line(error)}.", _REMEDY) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from aicc.runtime.artifact import Signature
 from aicc.runtime.errors import IntegrityError, UsageError
 from aicc.runtime.provider import Array
-from aicc.targets.webgpu.device import DeviceLost
 from aicc.targets.webgpu.launch import Launcher
 from aicc.targets.webgpu.plan import BATCH, CHOSEN, LOGITS, PAGE_LIST, PLAN_FILE, RUN_SIZES, Plan, output_buffer
 
@@ -24,7 +24,7 @@ class Loaded:
     """A plan on a device, until it is closed.
 
     Args:
-        launch: Puts the plan on the device: now, and again after the device was lost. What a run left in memory for
+        launch: Puts the plan on the device: now, and again after a run that failed. What a run left in memory for
             the next, such as keys and values, is gone then.
         plan: The plan.
         signatures: The manifest's.
@@ -38,6 +38,9 @@ class Loaded:
         if problem := _problem(plan, signatures):
             raise IntegrityError(f"{PLAN_FILE} is damaged: {problem}.", "Compile the model again.")
         self._launch = launch
+        # One thread at a time: memory is shared by all runs, and wgpu ends the process where a thread destroys a device
+        # that another submits to.
+        self._lock = threading.RLock()
         self._launcher: Launcher | None = launch()
         self._closed = False
         self._plan, self._signatures, self._device = plan, signatures, self._launcher.name
@@ -53,9 +56,10 @@ class Loaded:
         return self._device
 
     def close(self) -> None:
-        """Give the device's memory back. Idempotent."""
-        self._closed = True
-        self._let_go()
+        """Give the device's memory back, after a run that another thread is in. Idempotent."""
+        with self._lock:
+            self._closed = True
+            self._let_go()
 
     def _let_go(self) -> None:
         launcher, self._launcher = self._launcher, None
@@ -72,18 +76,19 @@ class Loaded:
         """Write buffers and run all steps; sizes and results as :meth:`Launcher.run` takes them.
 
         Raises:
-            ResourceError: The device fails. If it was lost, the next run begins with a new one.
+            ResourceError: The device fails; the next run begins with a new one.
         """
-        self._check_open()
-        if self._launcher is None:
-            self._launcher = self._launch()
-        try:
-            for name, data in written.items():
-                self._launcher.write(name, data)
-            return self._launcher.run(sizes, results)
-        except DeviceLost:
-            self._let_go()
-            raise
+        with self._lock:
+            self._check_open()
+            if self._launcher is None:
+                self._launcher = self._launch()
+            try:
+                for name, data in written.items():
+                    self._launcher.write(name, data)
+                return self._launcher.run(sizes, results)
+            except BaseException:  # whatever ended it may have left a buffer mapped, or the device lost
+                self._let_go()
+                raise
 
 
 def _problem(plan: Plan, signatures: Mapping[str, Signature]) -> str:

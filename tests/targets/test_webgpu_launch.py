@@ -152,6 +152,19 @@ def test_a_device_that_is_lost_is_said_to_be_and_nothing_hangs() -> None:
     launcher.close()
 
 
+def test_memory_that_runs_out_in_a_run_is_an_error_and_the_next_run_is_right() -> None:
+    """In a process of its own, whose address space is limited meanwhile."""
+    program = Path(__file__).with_name("webgpu_out_of_memory.py")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert set(said) == {"results on the device", "results on the host", "a new device", "inputs"}
+    for where, text in said.items():
+        assert "no memory left" in text, where
+        assert "Give fewer --kv-tokens" in text, where
+        assert text.endswith("Then: right."), where
+
+
 def test_a_machine_without_a_screen_is_no_error() -> None:
     screens = ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "NODEVICE_SELECT")
     bare = {name: value for name, value in os.environ.items() if name not in screens}

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from onnx import numpy_helper
 from sentences import mean_pooled, tokens_of
 from token_batch import token_batch
 from tolerances import TOLERANCES, assert_within, cosine
+from webgpu_out_of_memory import memory_runs_out
 
 from aicc.compiler.check import check_model
 from aicc.compiler.evaluate import Divergence, read_text, reference
@@ -198,7 +200,7 @@ def lose_in_the_next_step(model: Model) -> None:
     launcher.run = lost
 
 
-def test_callers_of_a_server_whose_device_is_lost_are_told_to_come_back_and_are_then_served(
+def test_callers_of_a_server_whose_device_or_memory_is_lost_are_told_to_come_back_and_are_then_served(
     smollm2: Model, minilm: Session
 ) -> None:
     asked = {"model": "text", "prompt": "The capital of France is", "max_tokens": 3, "temperature": 0}
@@ -210,11 +212,14 @@ def test_callers_of_a_server_whose_device_is_lost_are_told_to_come_back_and_are_
         for path, body, model in (("/v1/completions", asked, smollm2), ("/v1/embeddings", sentence, minilm)):
             before = http.post(path, json=body).json()
             lose(model)
-            told = http.post(path, json=body)
+            told = {"was lost": http.post(path, json=body)}
+            with memory_runs_out():  # while the device is opened again
+                told["no memory left"] = http.post(path, json=body)
             again = http.post(path, json=body).json()
-            assert (told.status_code, told.json()["error"]["code"]) == (503, "out_of_capacity")
-            assert told.headers["retry-after"]
-            assert "was lost" in told.json()["error"]["message"]
+            for said, answer in told.items():
+                assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_capacity")
+                assert answer.headers["retry-after"]
+                assert said in answer.json()["error"]["message"]
             assert said_by(again) == said_by(before)
         with http.stream(
             "POST", "/v1/completions", json=asked | {"max_tokens": 64, "ignore_eos": True, "stream": True}
@@ -292,6 +297,29 @@ def test_a_real_encoder_gives_its_sources_embeddings_at_any_batch_and_length(
         assert_within("model", alone[0], expected[row, :length])
     assert states(minilm, {name: array[:0] for name, array in sentences.items()}).shape[0] == 0
     assert states(minilm, {name: array[:2, :0] for name, array in sentences.items()}).shape == (2, 0, 384)
+
+
+def test_threads_share_an_encoder_and_closing_it_waits_for_a_run(tmp_path: Path) -> None:
+    """wgpu ends the process where a thread destroys a device that another submits to."""
+    make_encoder("bert").save_pretrained(tmp_path)
+    compile_model(Source(tmp_path, "huggingface", "miniature"), "webgpu", tmp_path / "m.aicc")
+    session = load(tmp_path / "m.aicc")
+    ids = np.random.default_rng(0).integers(3, 200, (4, 2, 9))
+    inputs = [{"input_ids": i, "attention_mask": np.ones_like(i), "token_type_ids": np.zeros_like(i)} for i in ids]
+    expected = [states(session, each) for each in inputs]
+    ran = [0] * len(ids)
+
+    def run_until_wrong(n: int) -> None:
+        while np.array_equal(states(session, inputs[n]), expected[n]):
+            ran[n] += 1
+
+    with ThreadPoolExecutor(len(ids)) as pool:
+        ended = [pool.submit(run_until_wrong, n) for n in range(len(ids))]
+        wait_until(lambda: all(ran) or any(each.done() for each in ended), "a run in each thread")
+        session.close()
+    for each in ended:
+        with pytest.raises(UsageError, match="the model was closed"):
+            each.result()
 
 
 def test_a_sequence_that_hides_all_its_tokens_is_nan_and_the_others_are_not(
