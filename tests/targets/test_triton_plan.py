@@ -1,6 +1,8 @@
 """Decoders as launch plans: run whole in Triton's interpreter, and compiled for every architecture."""
 
 import json
+import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from miniatures import make_decoder
 from numpy.typing import NDArray
 from token_batch import token_batch
 from tolerances import assert_within
+from triton.backends import nvidia
 from triton_plan import PlanInterpreter, compile_nothing
 
 from aicc.compiler.importers import Source, import_model
@@ -96,8 +99,16 @@ def test_weights_of_every_format_give_what_torch_gives_on_the_same_weights(
     assert_within("half", _step(plan, [ids[0, 5:6]], [5], [[3]]), expected[5:])
 
 
+def _only(patch: pytest.MonkeyPatch, *tiers: int, most: int) -> None:
+    """Plans have fewer tiers, so that less is compiled."""
+    patch.setattr(launches, "TIERS", tiers)
+    patch.setattr(launches, "MAX_TOKENS", most)
+
+
 def _check_kernels(artifact: Path, target: str) -> None:
-    """Every kernel has a binary and its resources, and none that decodes spills."""
+    """Every kernel has a binary and its resources, none that decodes spills, and weights of single rows are read by
+    16 bytes at a time.
+    """
     folder = artifact / "variants" / target.replace(":", "-")
     kernels = json.loads((artifact / "report.json").read_text())["kernels"][target]
     plan = json.loads((folder / PLAN_FILE).read_text())
@@ -109,19 +120,34 @@ def _check_kernels(artifact: Path, target: str) -> None:
     for number, kernel in enumerate(kernels):
         assert kernel["registers"] > 0
         assert kernel["stack_bytes"] == 0 or number not in decode, f"{target}: {kernel} spills"
+    for path in folder.glob("*-matvec.cubin"):
+        assert set(_widths_of_weights(path)) == {"128"}, f"{target}: {path.name} reads weights in small pieces"
 
 
-def test_all_architectures_compile_from_one_set_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launches, "TIERS", (1,))  # only what decodes one sequence, to be quick
-    monkeypatch.setattr(launches, "MAX_TOKENS", 1)
-    source, _, _ = _write("llama", tmp_path, num_hidden_layers=1, hidden_size=96)
-    compile_model(source, ",".join(TARGETS), tmp_path / "m.aicc", quant="int4", measure=False)
+def _widths_of_weights(cubin: Path) -> list[str]:
+    """Bits of each instruction of a binary that loads past the first cache, as only weights are (``.cg``)."""
+    tool = Path(nvidia.__file__).with_name("bin") / "nvdisasm"
+    code = subprocess.run([tool, "-c", cubin], capture_output=True, text=True, check=True).stdout
+    loads = re.findall(r"\bLDG\.E(?:\.(\d+))?[.A-Z0-9]*\.STRONG", code)
+    return [width or "32" for width in loads]
+
+
+@pytest.mark.parametrize("quant", ["int4", *map(_full, ("int8", "fp8", "bf16"))])
+def test_all_architectures_compile_from_one_set_of_weights(
+    quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _only(monkeypatch, 1, most=1)  # what decodes one sequence
+    source, _, _ = _write("llama", tmp_path, num_hidden_layers=1, hidden_size=576, intermediate_size=1152)
+    compile_model(source, ",".join(TARGETS), tmp_path / "m.aicc", quant=quant, measure=False)  # type: ignore[arg-type]
     for target in TARGETS:
         _check_kernels(tmp_path / "m.aicc", target)
 
 
 @pytest.mark.full
-def test_variants_have_one_set_of_weights_and_the_same_bytes_as_alone(tmp_path: Path) -> None:
+def test_variants_have_one_set_of_weights_and_the_same_bytes_as_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _only(monkeypatch, 1, most=1)
     source, _, _ = _write("llama", tmp_path, num_hidden_layers=1, hidden_size=96)
     many, one = tmp_path / "m.aicc", tmp_path / "one.aicc"
     compile_model(source, "triton:sm90,triton:gfx942", many, quant="int4", measure=False)
@@ -134,7 +160,10 @@ def test_variants_have_one_set_of_weights_and_the_same_bytes_as_alone(tmp_path: 
 
 
 @pytest.mark.parametrize("target", [_full(name) for name in TARGETS])
-def test_a_decoder_compiles_whole_and_nothing_that_decodes_spills(target: str, tmp_path: Path) -> None:
+def test_many_sequences_and_prompts_compile_and_nothing_that_decodes_spills(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _only(monkeypatch, *launches.TIERS[1:], most=launches.MAX_TOKENS)
     source, _, _ = _write("llama", tmp_path, num_hidden_layers=1, hidden_size=96)
     compile_model(source, target, tmp_path / "m.aicc", quant="int4", measure=False)
     _check_kernels(tmp_path / "m.aicc", target)

@@ -103,32 +103,43 @@ class Binaries:
 
     def _compile(self, spec: Spec) -> None:
         compiled = _fitting(spec, self.chip)
+        registers, stack = _resources(compiled)
         name = f"{len(self.kernels)}-{spec.function.__name__}"
         data = compiled.asm[self.chip.suffix]
         file = f"{name}.{self.chip.suffix}"
         Path(self.directory, file).write_bytes(data)
         facts = compiled.metadata
         self.kernels.append(Kernel(file, facts.name, facts.num_warps * self.chip.warp, facts.shared))
-        text = compiled.asm.get("amdgcn")
-        registers, stack = cubin_resources(data) if text is None else amdgcn_resources(text)
         self.records.append(KernelRecord(name, facts.num_warps * self.chip.warp, registers, facts.shared, stack))
 
 
 def _fitting(spec: Spec, chip: Chip) -> Any:
-    """The kernel compiled with as many stages as fit.
+    """The kernel compiled with as many stages as fit and spill nothing; where all spill, with as many as fit.
 
     Raises:
-        UnsupportedError: None do.
+        UnsupportedError: None fit.
     """
+    fitting = None
     for stages in range(spec.stages, 0, -1):
         compiled = _compiled(spec, chip, stages)
         if compiled.metadata.shared <= chip.shared:
-            return compiled
-    raise UnsupportedError(
-        f"{spec.function.__name__} needs {compiled.metadata.shared:,} bytes of shared memory, and {chip.arch} has "
-        f"{chip.shared:,}.",
-        "Compile for another target.",
-    )
+            fitting = fitting or compiled
+            if not _resources(compiled)[1]:
+                return compiled
+    if fitting is None:
+        raise UnsupportedError(
+            f"{spec.function.__name__} needs {compiled.metadata.shared:,} bytes of shared memory, and {chip.arch} has "
+            f"{chip.shared:,}.",
+            "Compile for another target.",
+        )
+    return fitting
+
+
+def _resources(compiled: Any) -> tuple[int, int]:
+    """Registers of a thread, and bytes of its stack."""
+    if "amdgcn" in compiled.asm:
+        return amdgcn_resources(compiled.asm["amdgcn"])
+    return cubin_resources(compiled.asm["cubin"])
 
 
 def _compiled(spec: Spec, chip: Chip, stages: int) -> Any:

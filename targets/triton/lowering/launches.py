@@ -233,16 +233,17 @@ class Planner:
         x = self._slots.places[value]
         order = self._orders.get(value)
         gain = Place(self.packer.vector(norm.weight, order), "*fp32") if norm else x
-        block = next((b for b in (8, 4) if n >= 2 * b * self.binaries.chip.processors), 2)
+        chip, chunks = self.binaries.chip, min(128, _power(-(-k // form.columns_of_load)))
+        block = next((b for b in (8, 4) if n >= 2 * b * chip.processors), 2)
+        warps = max(1, min(4, block * chunks // chip.warp))  # no more than there are loads of 16 bytes
         constants = {
             "K": k, "N": n, "COUNT": count, "FORM": form.constants, "NORM": norm is not None,
             "EPSILON": norm.epsilon if norm else 0.0, "WANTED": group.select is not None, "SEGMENTS": segments,
-            "BLOCK_N": block, "CHUNKS": min(128, _power(-(-k // form.columns_of_load))),
-            "ACROSS": form.elements_of_load,
+            "BLOCK_N": block, "CHUNKS": chunks, "ACROSS": form.elements_of_load,
         }  # fmt: skip
         arguments = _common(pointers) | {"x": x, "gain": gain} | _weights(packed)
         grid = Extent(-(-n // block)), ONE, ONE
-        return self._make(first.node, matvec, grid, arguments, constants, 4)
+        return self._make(first.node, matvec, grid, arguments, constants, warps)
 
     def _matmul(self, group: Group, context: Context, stored: set[Value], most: int) -> Launch:
         pointers = Pointers()
@@ -266,10 +267,11 @@ class Planner:
 
     def _tile(self, form: Form, count: int, most: int) -> Tile:
         """Tiles of products: as large as registers and shared memory allow, no larger than there are rows."""
-        columns = 64 if self.binaries.chip.wide else 32
+        wide = self.binaries.chip.wide
+        columns = 64 if wide else 32
         if most > TIERS[-1]:
             return Tile(128, 128 // count, columns, 8)
-        return Tile(max(16, most), 64, 2 * columns, 4)
+        return Tile(max(16, most), 64 if wide else 64 // count, 2 * columns, 4)
 
     def _splits(self, tiles: int, k: int, columns: int) -> int:
         """Programs that share a tile, so that all processors have two."""
