@@ -9,17 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 from statistics import median
+from threading import Timer
 from typing import Any
 
 import decoder
@@ -30,6 +31,7 @@ import peers
 import shaped
 import table
 import torch_model
+from tokenizers import Tokenizer
 
 from aicc.compiler.evaluate import Divergence, read_text
 from aicc.compiler.importers import import_model
@@ -38,7 +40,8 @@ from aicc.compiler.pipeline import compile_model
 from aicc.compiler.quantization.policy import quantize
 from aicc.compiler.sources import resolve
 from aicc.runtime import Artifact, Model, machine
-from aicc.runtime.errors import AiccError
+from aicc.runtime.artifact import TOKENIZER_PATH
+from aicc.runtime.errors import ResourceError, first_line
 from aicc.runtime.options import EngineOptions
 from aicc.runtime.provider import LoadOptions
 from aicc.runtime.session import load_artifact
@@ -55,6 +58,8 @@ ASKED_TIMES = 3  # as many tokens of the real model as torch.compile decodes
 MOST_KL, LEAST_TOP1 = 0.005, 0.98  # from torch in float32 on the same weights, where products are of half precision
 GROUPS = {"int8": 32}  # also asked for where the source has fewer bits, which would be kept else
 PROMPT, PAST, STEPS, TOGETHER = 2048, 128, 64, 64
+TEXT = 160  # tokens whose numbers are compared
+_RESERVE = 20  # seconds to end what takes too long, and to write
 CONTEXT = 4096  # tokens that peers have room for
 KV_TOKENS = 16_384
 
@@ -84,6 +89,7 @@ class Run:
         driver: Of the GPU.
         target: What is compiled for it.
         folder: Of what is compiled.
+        python: Whose torch has the GPU, if any has.
         ends: When the time is over, by :func:`time.monotonic`.
         limits: Bytes and operations a second, by name.
         rows: What was found.
@@ -92,6 +98,7 @@ class Run:
     driver: Driver
     target: str
     folder: Path
+    python: str
     ends: float
     limits: dict[str, float] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
@@ -117,15 +124,28 @@ class Run:
         print(f"{self.left():.0f} s left: {model}, {engine}, {weights}", file=sys.stderr)
         try:
             yield row
-        except (AiccError, decoder.WorkerError, BrokenExecutor, ImportError, TimeoutError) as error:
-            row.note = f"left out: {str(error).splitlines()[0]}"
+        except Exception as error:  # whatever it is, the other rows are still to be measured
+            row.note = f"left out: {first_line(error)}"
             print(f"  {error}", file=sys.stderr)
 
 
 def compile_real(model: str, target: str, quant: str, folder: Path) -> None:
-    """An artifact of a real model at ``folder``."""
-    group = GROUPS.get(quant)
+    """An artifact of a real model at ``folder``, and beside it what torch computes with its weights."""
+    group, chosen = GROUPS.get(quant), find_target(target)
     compile_model(model, target, folder, quant=quant, group_size=group, measure=False)  # type: ignore[arg-type]
+    source = resolve(model)
+    imported = import_model(source, digest=False)
+    optimize(imported, chosen)
+    described = quantize(imported, chosen, quant, group)  # type: ignore[arg-type]
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_PATH))
+    ids = np.asarray(tokenizer.encode(read_text(None)[0]).ids[:TEXT], np.int64)
+    expected = torch_model.on_same_weights(imported, torch_model.config_of(source))(ids)
+    np.savez(reference_path(folder), ids=ids, expected=expected, described=described)
+
+
+def reference_path(artifact: Path) -> Path:
+    """Where :func:`compile_real` puts the numbers; it is there when all is."""
+    return artifact.with_suffix(".npz")
 
 
 def artifact_path(folder: Path, target: str, quant: str) -> Path:
@@ -143,15 +163,17 @@ def compile_all(
 ) -> dict[Path, Future[None]]:
     """Begin to compile what is not there yet, each in a process of its own; the result of each, by its path."""
     outline = folder / shape
-    shaped.write_outline(shape, outline)
     todo: dict[Path, Callable[[], None]] = {}
     for quant in quants:
         path = shape_path(folder, target, shape, quant)
         if not (path / shaped.SHAPED_FILE).exists():
             todo[path] = partial(shaped.compile_shape, outline, target, quant, path)  # type: ignore[arg-type]
         path = artifact_path(folder, target, quant)
-        if not path.exists():
+        if not reference_path(path).exists():
             todo[path] = partial(compile_real, model, target, quant, path)
+    if todo:
+        shaped.write_outline(shape, outline)
+        torch_model.config_of(resolve(model)).save_pretrained(folder / "real")
     pool = ProcessPoolExecutor(max(1, workers), multiprocessing.get_context("spawn"))
     made = {path: pool.submit(job) for path, job in todo.items()}
     pool.shutdown(wait=False)
@@ -180,24 +202,17 @@ def find_gpu() -> tuple[Driver, str]:
 
 def measure_real(run: Run, model: str, made: dict[Path, Future[None]], quants: Sequence[str]) -> None:
     """Numbers beside torch's on the same weights, and how fast tokens are decoded."""
-    source = resolve(model)
-    config = torch_model.config_of(source)
-    device = "cuda" if gpu_rates.torch_has_gpu() else "cpu"
     for quant in quants:
         with run.row(model, "aicc", quant) as row:
             run.needs(20)
             path = artifact_path(run.folder, run.target, quant)
             _wait(run, made.get(path))
-            chosen = find_target(run.target)
-            imported = import_model(source, digest=False)
-            optimize(imported, chosen)
-            row.weights = f"{quant}: {quantize(imported, chosen, quant, GROUPS.get(quant))}"  # type: ignore[arg-type]
-            expected = torch_model.on_same_weights(imported, config, device)
+            reference = np.load(reference_path(path))
+            ids, row.weights = reference["ids"], f"{quant}: {reference['described']}"
             options, engine = LoadOptions(kv_tokens=1024), EngineOptions(prefix_cache=False)
             with load_artifact(Artifact.open(path), options, engine=engine) as loaded:
                 assert isinstance(loaded, Model)
-                ids = np.asarray(loaded.tokenizer.encode(read_text(None)[0])[:320], np.int64)
-                quality = _worse(loaded, ids, expected(ids))
+                quality = _worse(loaded, ids, reference["expected"])
                 row.kl_mean, row.top1_agreement = quality
                 row.decode_tokens_per_s = gpu_rates.streamed(loaded, ids[:PAST].tolist(), STEPS)
             if not (quality[0] <= MOST_KL and quality[1] >= LEAST_TOP1):
@@ -254,8 +269,8 @@ def measure_torch(run: Run, name: str, folder: Path, *, compiled: bool, together
     engine = "torch.compile, CUDA graphs" if compiled else "torch eager"
     with run.row(name, engine, "bf16, random") as row:
         run.needs(60)
-        if not gpu_rates.torch_has_gpu():
-            raise ImportError("this Python's torch has no GPU")
+        if not gpu_rates.torch_has_gpu(run.python):
+            raise ImportError(f"the torch of {run.python} has no GPU")
         options = {"context": CONTEXT, "device": "cuda", "compiled": compiled}
         _measure_peer(run, row, "run_torch.py", folder, options, (), together)
 
@@ -265,7 +280,7 @@ def measure_serving_engines(run: Run, shape: str, folder: Path) -> None:
     for name in ("vllm", "sglang"):
         with run.row(shape, name, "bf16, random") as row:
             run.needs(90)
-            if find_spec(name) is None:
+            if not gpu_rates.runs(run.python, f"import {name}"):
                 raise ImportError("it is not installed")
             _measure_peer(run, row, "run_serving_engine.py", folder, {"context": CONTEXT}, (name,), together=True)
 
@@ -274,9 +289,12 @@ def measure_llama_bench(run: Run, model: str) -> None:
     """llama.cpp's own benchmark on the published file, if it is installed."""
     with run.row(model, "llama.cpp (llama-bench)", "as published") as row:
         run.needs(30)
-        program, source = which("llama-bench"), resolve(model)
-        if program is None or source.kind != "gguf":
-            raise ImportError("llama-bench is not installed" if program is None else f"{model} is no GGUF file")
+        program = which("llama-bench")
+        if program is None:
+            raise ImportError("llama-bench is not installed")
+        source = resolve(model)
+        if source.kind != "gguf":
+            raise ImportError(f"{model} is no GGUF file")
         rates = gpu_rates.llama_bench(program, source.path, PAST, STEPS, run.left())
         row.prefill_tokens_per_s, row.decode_tokens_per_s = rates
 
@@ -284,7 +302,7 @@ def measure_llama_bench(run: Run, model: str) -> None:
 def _measure_peer(
     run: Run, row: Row, worker: str, folder: Path, options: dict[str, Any], modules: tuple[str, ...], together: bool
 ) -> None:
-    engine = decoder.Engine(row.engine, row.weights, Path(sys.executable), worker, folder, 0, 0, 0, options, modules)
+    engine = decoder.Engine(row.engine, row.weights, Path(run.python), worker, folder, 0, 0, 0, options, modules)
     vocab = json.loads((folder / "config.json").read_text())["vocab_size"]
     prompts = gpu_rates.random_prompts(vocab)
     with decoder.worker(engine, limit_s=run.left()) as ask:
@@ -327,7 +345,7 @@ def report(document: dict[str, Any]) -> str:
         cells = ["–" if row[key] is None else write(row[key]) for _, key, write in _COLUMNS]
         lines.append([row["model"], row["engine"], row["weights"], *cells, row["note"]])
     limits = document["limits"]
-    said = f"copying {limits['copy_bytes_per_s'] / 1e9:,.0f} GB/s (read and written)"
+    said = f"copying {limits.get('copy_bytes_per_s', 0) / 1e9:,.0f} GB/s (read and written)"
     if peak := limits.get("bf16_operations_per_s"):
         said += f", bfloat16 products {peak / 1e12:,.0f} TFLOP/s"
     where = f"{document['gpu']}, {document['target']}, {document['date'][:10]}, {document['seconds']:.0f} s"
@@ -346,6 +364,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--compile-for", metavar="TARGET", help="only compile; needs no GPU")
     parser.add_argument("--only-aicc", action="store_true", help="no peers")
+    parser.add_argument(
+        "--peer-python", default=sys.executable, metavar="PYTHON",
+        help="a Python whose torch has the GPU, for peers and the rate of bfloat16 products (default: this one)",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu/DATE-GPU.json")
     options = parser.parse_args(arguments)
     quants, workers = options.quant or QUANTS, machine.processor().usable_cores
@@ -354,40 +376,68 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path, future in made.items():
             future.result()
             print(path)
+        (options.folder / options.shape / "model.safetensors").unlink(missing_ok=True)  # holes, which copies would fill
         return
     started = time.monotonic()
     driver, target = find_gpu()
-    run = Run(driver, target, options.folder, started + 60 * options.minutes)
-    made = compile_all(options.model, options.shape, target, quants, options.folder, workers)
-    run.limits["copy_bytes_per_s"] = gpu_rates.copy_rate(driver)
-    if gpu_rates.torch_has_gpu():
-        run.limits["bf16_operations_per_s"] = gpu_rates.matrix_rate()
+    run = Run(driver, target, options.folder, options.peer_python, started + 60 * options.minutes - _RESERVE)
+
+    def give_up() -> None:
+        """Where even a step of the GPU does not end."""
+        write(run, options, started)
+        print("The time was over before a row was measured.", file=sys.stderr, flush=True)
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(1)
+
+    timer = Timer(60 * options.minutes - _RESERVE / 2, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        measure(run, options, quants, workers)
+    finally:
+        timer.cancel()
+        write(run, options, started)
+    if any(row.note.startswith("WRONG") for row in run.rows):
+        raise SystemExit("Numbers differ from torch's on the same weights: the figures above are of a wrong decoder.")
+
+
+def measure(run: Run, options: argparse.Namespace, quants: Sequence[str], workers: int) -> None:
+    """All rows: what aicc does, and then its peers."""
+    made = compile_all(options.model, options.shape, run.target, quants, options.folder, workers)
+    run.limits["copy_bytes_per_s"] = gpu_rates.copy_rate(run.driver)
+    try:
+        if gpu_rates.torch_has_gpu(run.python):
+            run.limits["bf16_operations_per_s"] = gpu_rates.matrix_rate(run.python)
+    except ResourceError as error:
+        print(error, file=sys.stderr)
     measure_real(run, options.model, made, quants)
     measure_shape(run, options.shape, made, quants)
     if not options.only_aicc:
         outline, real = options.folder / options.shape, options.folder / "real"
-        torch_model.config_of(resolve(options.model)).save_pretrained(real)
         measure_torch(run, options.model, real, compiled=True, together=False)
         measure_torch(run, options.shape, outline, compiled=False, together=True)
         measure_torch(run, options.shape, outline, compiled=True, together=True)
         measure_llama_bench(run, options.model)
         measure_serving_engines(run, options.shape, outline)
+
+
+def write(run: Run, options: argparse.Namespace, started: float) -> None:
+    """Print the table and leave the file."""
     compare_real(run.rows, options.model)
     document = decoder.facts() | {
-        "gpu": driver.name,
-        "target": target,
+        "gpu": run.driver.name,
+        "target": run.target,
         "seconds": time.monotonic() - started,
         "limits": run.limits,
         "rows": [vars(row) for row in run.rows],
     }
-    name = "-".join("".join(c if c.isalnum() else " " for c in driver.name.lower()).split())
+    name = "-".join("".join(c if c.isalnum() else " " for c in run.driver.name.lower()).split())
     output = options.output or decoder.RESULTS / "gpu" / f"{document['date'][:10]}-{name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(document, indent=1) + "\n")
     print(report(document))
-    print(output)
-    if any(row.note.startswith("WRONG") for row in run.rows):
-        raise SystemExit("Numbers differ from torch's on the same weights: the figures above are of a wrong decoder.")
+    print(output, flush=True)
 
 
 if __name__ == "__main__":

@@ -27,11 +27,17 @@ _COPY = {"cuda": "cuMemcpyDtoDAsync_v2", "hip": "hipMemcpyDtoDAsync"}
 
 
 @cache
-def torch_has_gpu() -> bool:
-    """Whether this Python's torch can use the GPU."""
-    import torch
+def runs(python: str, code: str) -> bool:
+    """Whether some lines run in a Python to their end."""
+    try:
+        return subprocess.run([python, "-c", code], capture_output=True, timeout=120).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
-    return torch.cuda.is_available()
+
+def torch_has_gpu(python: str) -> bool:
+    """Whether a Python's torch can use the GPU."""
+    return runs(python, "import torch; assert torch.cuda.is_available()")
 
 
 def copy_rate(driver: Driver, size: int = _COPIED) -> float:
@@ -58,20 +64,20 @@ def copy_rate(driver: Driver, size: int = _COPIED) -> float:
     return 2 * size * _REPEATS / min(seconds)
 
 
-def matrix_rate() -> float:
-    """Operations a second (a multiplication and an addition are two) of torch's bfloat16 product of large matrices."""
-    import torch
+def matrix_rate(python: str) -> float:
+    """Operations a second (a multiplication and an addition are two) of torch's bfloat16 product of large matrices.
 
-    a, b = (torch.randn(_SIDE, _SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    seconds = []
-    for _ in range(_REPEATS):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        for _ in range(_REPEATS):
-            a @ b
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return 2 * _SIDE**3 * _REPEATS / min(seconds)
+    In a process of its own, so that its memory is given back, and no failure of ours meets torch or the other way.
+
+    Raises:
+        ResourceError: It fails.
+    """
+    program = Path(__file__).parent / "workers/matrix_rate.py"
+    try:
+        done = subprocess.run([python, program, str(_SIDE), "cuda"], capture_output=True, text=True, timeout=120)
+        return 2 * _SIDE**3 / float(done.stdout.split()[-1])
+    except (OSError, subprocess.TimeoutExpired, IndexError, ValueError) as error:
+        raise ResourceError(f"{python} does not multiply matrices on the GPU.") from error
 
 
 @dataclass(frozen=True)

@@ -107,17 +107,17 @@ def test_weights_of_every_format_are_spread_as_those_of_a_new_model() -> None:
 
 
 def test_what_cannot_be_measured_is_left_out_with_its_reason_and_the_rest_goes_on() -> None:
-    run = gpu.Run(None, "triton:sm90", Path(), time.monotonic() + 50)  # type: ignore[arg-type]
+    run = gpu.Run(None, "triton:sm90", Path(), sys.executable, time.monotonic() + 50)  # type: ignore[arg-type]
     with run.row("m", "one", "bf16"):
         run.needs(60)
     with run.row("m", "two", "bf16"):
-        raise ImportError("it is not installed")
+        raise KeyError("foreseen by nobody")
     with run.row("m", "three", "bf16") as row:
         run.needs(10)
         row.decode_tokens_per_s = 5.0
     assert [row.note for row in run.rows] == [
         "left out: there were no 60 seconds left",
-        "left out: it is not installed",
+        "left out: 'foreseen by nobody'",
         "",
     ]
 
@@ -220,7 +220,7 @@ def test_all_of_it_runs_on_a_fault_injector_whose_numbers_are_found_to_be_wrong(
         assert min(row[key] for key in ("decode_tokens_per_s", "together_tokens_per_s", "prefill_tokens_per_s")) > 0
         assert row["note"].startswith("asked")
     peers = [row for row in rows if row["engine"] != "aicc"]
-    assert all(row["note"].startswith("left out") for row in peers) or gpu_rates.torch_has_gpu()
+    assert all(row["note"].startswith("left out") for row in peers) or gpu_rates.torch_has_gpu(sys.executable)
     assert capsys.readouterr().out.count("\n|") == len(rows) + 1
     counts = (ctypes.c_int64.in_dll(ctypes.CDLL(str(library)), f"seen_{name}").value for name in ("bad", "allocated"))
     assert list(counts) == [0, 0]

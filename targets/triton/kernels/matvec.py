@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from aicc.targets.triton.kernels.columns import evaluate, wanted_row
-from aicc.targets.triton.kernels.weights import CHUNK, unpack
+from aicc.targets.triton.kernels.weights import CHUNK, E4M3, ROOT, small_e4m3, unpack
 
 
 @triton.jit
@@ -28,6 +28,8 @@ def _products(weight, scales, minima, rows, chunks, low, high, xsum, mask, FORM:
             first = unpack(values & 15, FORM[1])
             second = unpack(values >> 4, FORM[1])
             result = tl.sum(first * low[None, :, :] + second * high[None, :, :], axis=2)
+        elif FORM[1] == E4M3:
+            result = tl.sum(small_e4m3(values) * low[None, :, :], axis=2) * ROOT
         else:
             result = tl.sum(unpack(values, FORM[1]) * low[None, :, :], axis=2)
         columns: tl.constexpr = CHUNK if bits == 4 else ACROSS  # of a chunk of this loop
@@ -95,6 +97,8 @@ def matvec(
             if bits == 4:
                 squares += tl.sum(high * high, axis=1)
                 high *= _columns(gain, cols + 16, K)
+        if FORM[1] == E4M3:
+            low *= ROOT
         xsum = tl.sum(low + high if bits == 4 else low, axis=1)
         mask = (n < N)[:, None] & (chunks * columns < K)[None, :]
         total += _products(weight, scales, minima, n, chunks, low, high, xsum, mask, FORM, K, ACROSS)

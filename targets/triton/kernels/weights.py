@@ -11,6 +11,7 @@ import triton.language as tl
 
 CHUNK = tl.constexpr(32)
 E4M3 = tl.constexpr(-1)  # in the place of what is subtracted from integers
+ROOT = tl.constexpr(2.0**56)  # its square is what small float8 lack of unpacked ones
 
 
 @triton.jit
@@ -30,3 +31,13 @@ def unpack(integers, ZERO: tl.constexpr):
         bits = integers.to(tl.uint32) | 0x4B000000
         result = bits.to(tl.float32, bitcast=True) - (8388608.0 + ZERO)
     return result
+
+
+@triton.jit
+def small_e4m3(bytes):
+    """Float8 as float32, 2⁻¹¹² of what :func:`unpack` gives, in half the instructions.
+
+    Exponent and mantissa are put into float32's, whose exponents are 120 less. What they are multiplied with is to be
+    :data:`ROOT` times as large, and so is the result, so that neither is too small for float32.
+    """
+    return (bytes.to(tl.int32) << 24 >> 4 & -0x78100000).to(tl.float32, bitcast=True)
