@@ -160,8 +160,8 @@ def shape_path(folder: Path, target: str, shape: str, quant: str) -> Path:
 
 def compile_all(
     model: str, shape: str, target: str, quants: Sequence[str], folder: Path, workers: int
-) -> dict[Path, Future[None]]:
-    """Begin to compile what is not there yet, each in a process of its own; the result of each, by its path."""
+) -> tuple[ProcessPoolExecutor, dict[Path, Future[None]]]:
+    """Begin to compile what is not there yet, in processes for the caller to end; the result of each, by its path."""
     outline = folder / shape
     todo: dict[Path, Callable[[], None]] = {}
     for quant in quants:
@@ -175,9 +175,7 @@ def compile_all(
         shaped.write_outline(shape, outline)
         torch_model.config_of(resolve(model)).save_pretrained(folder / "real")
     pool = ProcessPoolExecutor(max(1, workers), multiprocessing.get_context("spawn"))
-    made = {path: pool.submit(job) for path, job in todo.items()}
-    pool.shutdown(wait=False)
-    return made
+    return pool, {path: pool.submit(job) for path, job in todo.items()}
 
 
 def find_gpu() -> tuple[Driver, str]:
@@ -372,10 +370,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     quants, workers = options.quant or QUANTS, machine.processor().usable_cores
     if options.compile_for:
-        made = compile_all(options.model, options.shape, options.compile_for, quants, options.folder, workers)
-        for path, future in made.items():
-            future.result()
-            print(path)
+        pool, made = compile_all(options.model, options.shape, options.compile_for, quants, options.folder, workers)
+        with pool:
+            for path, future in made.items():
+                future.result()
+                print(path)
         (options.folder / options.shape / "model.safetensors").unlink(missing_ok=True)  # holes, which copies would fill
         return
     started = time.monotonic()
@@ -404,7 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(run: Run, options: argparse.Namespace, quants: Sequence[str], workers: int) -> None:
     """All rows: what aicc does, and then its peers."""
-    made = compile_all(options.model, options.shape, run.target, quants, options.folder, workers)
+    _, made = compile_all(options.model, options.shape, run.target, quants, options.folder, workers)
     run.limits["copy_bytes_per_s"] = gpu_rates.copy_rate(run.driver)
     try:
         if gpu_rates.torch_has_gpu(run.python):
