@@ -186,6 +186,18 @@ def closed_loop(client: Client, prompts: Iterator[Sequence[int]], users: int, se
     return load
 
 
+def together(client: Client, prompts: Sequence[Sequence[int]]) -> Load:
+    """All prompts at once, until the last answer is complete."""
+
+    async def run() -> Load:
+        clock, begin = time.process_time(), time.perf_counter()
+        answers = await asyncio.gather(*map(client.ask, prompts))
+        clock, end = time.process_time() - clock, time.perf_counter()
+        return _read_all(client, begin, end, clock, answers)
+
+    return asyncio.run(run())
+
+
 def open_loop(client: Client, prompts: Iterator[Sequence[int]], rate: float, seconds: float, seed: int) -> Load:
     """Requests at random times, ``rate`` a second on average, however long the answers take."""
 

@@ -2,7 +2,8 @@
 
 - *closed loop*: 1, 4, 16 and 64 users, each of whom asks again as soon as the answer is there.
 - *open loop*: requests at random times, so many a second on average, whether or not answers are done.
-- *overhead*: the closed loop of aicc's server beside that of its engine without one, in this run.
+- *overhead*: as many prompts at once as there are users, answered by aicc's server and right after by its engine
+  without one, again and again; either goes first in turn.
 - *prefix*: the first token of a second prompt that begins with the same 1,000 tokens, over the first's.
 
 All servers are up at once and asked in turn, level by level and round by round; one that is not asked waits.
@@ -24,12 +25,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from clients import MODEL, Client, Exchange, Load, closed_loop, open_loop, prefix_seconds
+from clients import MODEL, Client, Exchange, Load, closed_loop, open_loop, prefix_seconds, together
 from decoder import (
     RESULTS,
     WORKERS,
@@ -40,13 +42,13 @@ from decoder import (
     facts,
     held_out_prompts,
     result_name,
+    spread,
     worker,
 )
 
 _SERVERS = {"run_openvino_genai.py": "serve_openvino_genai.py", "run_llamacpp_wheel.py": "serve_llamacpp.py"}
 _PEERS = ("openvino-genai PA, optimum", "llama.cpp wheel, Q")  # the forms that serve; others are of one user
 _PREFIX_TOKENS, _QUESTION_TOKENS = 1000, 16
-_BARE_PROMPTS = 512  # handed to the engine without a server, which begins again after the last
 _START_SECONDS = 120.0
 
 
@@ -94,12 +96,12 @@ def _is_ready(port: int) -> bool:
     return False
 
 
-def bare_loop(ask: Any, prompts: Iterator[list[int]], users: int, seconds: float, tokens: int) -> Load:
-    """The closed loop inside the engine's process, in one thread with its steps."""
-    request = {"prompts": list(islice(prompts, _BARE_PROMPTS)), "users": users, "seconds": seconds, "tokens": tokens}
+def bare(ask: Any, prompts: Sequence[Sequence[int]], tokens: int) -> Load:
+    """All prompts at once inside the engine's process, in one thread with its steps."""
+    request = {"prompts": list(prompts), "users": len(prompts), "seconds": 0, "tokens": tokens}
     answer = ask({"users": request})
     exchanges = [Exchange(asked, stamps, len(stamps)) for asked, stamps in answer["exchanges"]]
-    return Load(answer["begin"], answer["end"], exchanges)
+    return Load(answer["begin"], max(stamps[-1] for _, stamps in answer["exchanges"]), exchanges)
 
 
 def measure(engines: Sequence[Engine], options: argparse.Namespace, artifact: Path) -> list[dict[str, Any]]:
@@ -108,7 +110,7 @@ def measure(engines: Sequence[Engine], options: argparse.Namespace, artifact: Pa
 
     def record(name: str, kind: str, level: float, figures: dict[str, Any]) -> None:
         shown = {key: round(value, 4) for key, value in figures.items() if not isinstance(value, list)}
-        print(f"round {number + 1} of {options.rounds}: {name}, {kind} {level:g}: {shown}", file=sys.stderr)
+        print(f"round {number + 1}: {name}, {kind} {level:g}: {shown}", file=sys.stderr)
         records.append({"engine": name, "kind": kind, "level": level, "round": number, **figures})
 
     with ExitStack() as stack:
@@ -118,7 +120,6 @@ def measure(engines: Sequence[Engine], options: argparse.Namespace, artifact: Pa
         clients = {
             engine.name: Client(stack.enter_context(serving(engine)), options.decode_tokens) for engine in engines
         }
-        bare = {engine.name: _loaded(stack, engine) for engine in engines if engine.worker == "run_aicc.py"}
         for name, client in clients.items():  # what is set up lazily
             closed_loop(client, supply[name], users=1, seconds=0.1)
         for number in range(options.rounds):
@@ -126,9 +127,6 @@ def measure(engines: Sequence[Engine], options: argparse.Namespace, artifact: Pa
                 for name, client in clients.items():
                     load = closed_loop(client, supply[name], users, options.seconds)
                     record(name, "closed", users, load.figures())
-                    if name in bare and users in (min(options.users), max(options.users)):
-                        arguments = supply[name], users, options.seconds, options.decode_tokens
-                        record(name, "bare", users, bare_loop(bare[name], *arguments).figures())
             for rate in options.rates:
                 for name, client in clients.items():
                     load = open_loop(client, supply[name], rate, options.seconds, seed=number)
@@ -139,6 +137,21 @@ def measure(engines: Sequence[Engine], options: argparse.Namespace, artifact: Pa
                 first, second = prefix_seconds(client, prefix, questions)
                 figures = {"first_s": first, "second_s": second, "ratio": second / first}
                 record(name, "prefix", _PREFIX_TOKENS, figures)
+        for engine in engines:
+            if engine.worker != "run_aicc.py":
+                continue
+            ask, client, prompts = _loaded(stack, engine), clients[engine.name], supply[engine.name]
+            for users in sorted({min(options.users), max(options.users)}):
+                begun, number = time.monotonic(), 0
+                while number < options.pairs or time.monotonic() - begun < options.seconds:
+                    same = list(islice(prompts, users))
+                    loads = {
+                        "served": partial(together, client, same),
+                        "bare": partial(bare, ask, same, options.decode_tokens),
+                    }
+                    for kind in sorted(loads, reverse=bool(number % 2)):
+                        record(engine.name, kind, users, loads[kind]().figures())
+                    number += 1
     return records
 
 
@@ -164,15 +177,15 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def overheads(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """What part of the bare engine's tokens a second each server loses, by users; the median of the rounds."""
+def overheads(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """What part of the bare engine's tokens a second each server loses, by users; median and extremes of the pairs."""
     rates = {(r["engine"], r["level"], r["round"], r["kind"]): r["tokens_per_s"] for r in records if "requests" in r}
     found: dict[str, dict[str, list[float]]] = {}
     for (engine, users, number, kind), rate in rates.items():
         if kind == "bare":
-            lost = 1 - rates[engine, users, number, "closed"] / rate
+            lost = 1 - rates[engine, users, number, "served"] / rate
             found.setdefault(engine, {}).setdefault(f"{users:g}", []).append(lost)
-    return {engine: {users: median(lost) for users, lost in by.items()} for engine, by in found.items()}
+    return {engine: {users: spread(lost) for users, lost in by.items()} for engine, by in found.items()}
 
 
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -185,7 +198,8 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("refused", "refused", lambda v: f"{v:.0f}"),
     ("client, of a processor", "client_processors", lambda v: f"{v:.1%}"),
 )
-_LEVELS = {"closed": "{:g} users", "bare": "{:g} users", "open": "{:g} requests/s"}
+_LEVELS = {"closed": "{:g} users", "served": "{:g} users", "bare": "{:g} users", "open": "{:g} requests/s"}
+_SUFFIXES = {"served": ", in pairs", "bare": ", engine alone"}
 
 
 def table(document: dict[str, Any]) -> str:
@@ -193,11 +207,12 @@ def table(document: dict[str, Any]) -> str:
     lines = [["load", "engine", *(heading for heading, *_ in _COLUMNS)], ["---", "---", *["---:"] * len(_COLUMNS)]]
     for row in sorted(document["summary"], key=lambda row: (row["kind"] == "open", row["level"])):
         if row["kind"] in _LEVELS:
-            name = row["engine"] + (", engine alone" if row["kind"] == "bare" else "")
+            name = row["engine"] + _SUFFIXES.get(row["kind"], "")
             cells = [write(row[key]) for _, key, write in _COLUMNS]
             lines.append([_LEVELS[row["kind"]].format(row["level"]), name, *cells])
     notes = [
-        f"{engine}: the server costs {lost:.1%} of the engine's tokens/s at {users} users"
+        f"{engine}: the server costs {lost['median']:.1%} of the engine's tokens/s at {users} users "
+        f"({lost['min']:.1%} to {lost['max']:.1%})"
         for engine, by in document["overheads"].items()
         for users, lost in by.items()
     ]
@@ -215,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_engine_options(parser)
     parser.set_defaults(rounds=3)
+    parser.add_argument("--pairs", type=int, default=5, help="least with and without a server (default: %(default)s)")
     parser.add_argument("--users", type=int, nargs="+", default=[1, 4, 16, 64], help="levels of the closed loop")
     parser.add_argument("--rates", type=float, nargs="*", default=[1, 2], help="levels of the open loop, requests/s")
     parser.add_argument("--seconds", type=float, default=20, help="of each load (default: %(default)s)")
@@ -240,7 +256,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     document["load_average"]["after"] = os.getloadavg()
     document |= {
         "model": Path(options.model).name,
-        **{name: getattr(options, name) for name in ("threads", "rounds", "seconds", "prompt_tokens", "decode_tokens")},
+        **{
+            name: getattr(options, name)
+            for name in ("threads", "rounds", "pairs", "seconds", "prompt_tokens", "decode_tokens")
+        },
         "engines": [{"name": engine.name, "weights": engine.weights} for engine in engines],
         "summary": summary(records),
         "overheads": overheads(records),
