@@ -10,6 +10,8 @@ import asyncio
 import json
 import random
 import re
+import selectors
+import socket
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,8 @@ from typing import Any
 MODEL = "model"  # what requests call it
 _EVENT = re.compile(rb"^data: (\{.*\})\r?$", re.MULTILINE)
 _BUSY = 429
+_PIECE_BYTES = 1 << 16
+Pieces = Sequence[tuple[float, bytes]]  # what came of an answer, and when
 
 
 class LoadError(Exception):
@@ -110,11 +114,11 @@ class Client:
     """
 
     def __init__(self, port: int, tokens: int) -> None:
-        self._port = port
+        self.port = port
         self._tokens = tokens
 
-    async def ask(self, ids: Sequence[int], asked: float | None = None) -> tuple[float, _Connection]:
-        """Send a prompt and wait for the end of its answer; :meth:`read` reads it."""
+    def request(self, ids: Sequence[int]) -> bytes:
+        """What asks for the answer to a prompt."""
         body = {
             "model": MODEL,
             "prompt": ids,
@@ -126,24 +130,28 @@ class Client:
         }
         data = json.dumps(body).encode()
         head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Type: application/json\r\n"
+            f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
         )
-        loop = asyncio.get_running_loop()
-        asked = time.perf_counter() if asked is None else asked
-        _, connection = await loop.create_connection(lambda: _Connection(head.encode() + data), "127.0.0.1", self._port)
-        await connection.closed
-        return asked, connection
+        return head.encode() + data
 
-    def read(self, asked: float, connection: _Connection) -> Exchange | None:
+    async def ask(self, ids: Sequence[int], asked: float | None = None) -> tuple[float, Pieces]:
+        """Send a prompt and wait for the end of its answer; :meth:`read` reads it."""
+        request, loop = self.request(ids), asyncio.get_running_loop()
+        asked = time.perf_counter() if asked is None else asked
+        _, connection = await loop.create_connection(lambda: _Connection(request), "127.0.0.1", self.port)
+        await connection.closed
+        return asked, connection.pieces
+
+    def read(self, asked: float, pieces: Pieces) -> Exchange | None:
         """The exchange; None if the server was too busy.
 
         Raises:
             LoadError: The answer is an error, is cut off or has another number of tokens.
         """
-        times = [time for time, _ in connection.pieces]
-        ends = list(accumulate(len(data) for _, data in connection.pieces))
-        answer = b"".join(data for _, data in connection.pieces)
+        times = [time for time, _ in pieces]
+        ends = list(accumulate(len(data) for _, data in pieces))
+        answer = b"".join(data for _, data in pieces)
         status = answer[:12].partition(b" ")[2]
         if status == b"%d" % _BUSY:
             return None
@@ -187,15 +195,25 @@ def closed_loop(client: Client, prompts: Iterator[Sequence[int]], users: int, se
 
 
 def together(client: Client, prompts: Sequence[Sequence[int]]) -> Load:
-    """All prompts at once, until the last answer is complete."""
-
-    async def run() -> Load:
-        clock, begin = time.process_time(), time.perf_counter()
-        answers = await asyncio.gather(*map(client.ask, prompts))
-        clock, end = time.process_time() - clock, time.perf_counter()
-        return _read_all(client, begin, end, clock, answers)
-
-    return asyncio.run(run())
+    """All prompts at once, until the last answer is complete; with less of the processor than asyncio takes."""
+    answers: list[tuple[float, list[tuple[float, bytes]]]] = []
+    clock, begin = time.process_time(), time.perf_counter()
+    with selectors.DefaultSelector() as waiting:
+        for ids in prompts:
+            answers.append((time.perf_counter(), []))
+            connection = socket.create_connection(("127.0.0.1", client.port))
+            connection.sendall(client.request(ids))
+            waiting.register(connection, selectors.EVENT_READ, answers[-1][1])
+        while waiting.get_map():
+            for key, _ in waiting.select():
+                assert isinstance(key.fileobj, socket.socket)
+                if data := key.fileobj.recv(_PIECE_BYTES):
+                    key.data.append((time.perf_counter(), data))
+                else:
+                    waiting.unregister(key.fileobj)
+                    key.fileobj.close()
+    clock, end = time.process_time() - clock, time.perf_counter()
+    return _read_all(client, begin, end, clock, answers)
 
 
 def open_loop(client: Client, prompts: Iterator[Sequence[int]], rate: float, seconds: float, seed: int) -> Load:

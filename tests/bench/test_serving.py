@@ -22,11 +22,6 @@ def answer(events: list[dict], status: int = 200) -> bytes:
     return head + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
 
 
-class Arrived:
-    def __init__(self, pieces: list[tuple[float, bytes]]) -> None:
-        self.pieces = pieces
-
-
 TEXTS = ["a", "", "data: {}", 'c"}\n', "é"]
 EVENTS = [{"choices": [{"text": text}]} for text in TEXTS] + [{"choices": [], "usage": {"completion_tokens": 5}}]
 
@@ -37,7 +32,7 @@ def test_an_event_has_arrived_when_its_last_byte_has_however_the_bytes_are_cut(c
     pieces = [
         (float(end), whole[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)
     ]  # a byte's time is its place
-    exchange = clients.Client(0, tokens=5).read(0.0, Arrived(pieces))
+    exchange = clients.Client(0, tokens=5).read(0.0, pieces)
     assert exchange is not None
     assert exchange.tokens == 5
     lasts = [whole.index(json.dumps(event).encode()) + len(json.dumps(event)) for event in EVENTS[:5]]
@@ -47,10 +42,10 @@ def test_an_event_has_arrived_when_its_last_byte_has_however_the_bytes_are_cut(c
 
 def test_a_busy_server_is_no_failure_but_an_error_and_a_short_answer_are():
     client = clients.Client(0, tokens=6)
-    assert client.read(0.0, Arrived([(1.0, answer([], status=429))])) is None
+    assert client.read(0.0, [(1.0, answer([], status=429))]) is None
     for bad in (answer([], status=500), answer(EVENTS), b""):
         with pytest.raises(clients.LoadError):
-            client.read(0.0, Arrived([(1.0, bad)]))
+            client.read(0.0, [(1.0, bad)])
 
 
 def test_tokens_count_until_the_end_and_times_from_when_a_request_was_due():
@@ -86,7 +81,7 @@ def test_an_open_loop_asks_when_requests_are_due_whether_or_not_others_are_answe
             if len(asked) == expected:
                 everybody.set()
             await everybody.wait()
-            return due, Arrived([(due + 1, answer(EVENTS))])
+            return due, [(due + 1, answer(EVENTS))]
 
     choices = random.Random(3)
     due = [choices.expovariate(1000) for _ in range(400)]
