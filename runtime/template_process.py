@@ -19,13 +19,16 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 from aicc.runtime.errors import AiccError, ResourceError, UnsupportedError, UsageError, first_line
 
 SECONDS = 10  # longest a rendering may take; usual ones take less than a millisecond
+_PATIENCE = SECONDS + 5  # of this side, with a process that is stopped and cannot end itself
+_START_SECONDS = 60  # longest it may take to greet
 _MEMORY_BYTES = 1 << 30  # of address space
 _FUEL = 1_000_000  # instructions of the template engine, some tens of milliseconds
 _FUEL_PER_CHARACTER = 100  # and more for a longer conversation
@@ -114,8 +117,10 @@ class TemplateProcess:
             return process
         assert process.stdout is not None
         try:
-            if process.stdout.readline() != _GREETING:
-                raise self._not_started("it ended at once")
+            with _bounded(process, _START_SECONDS):
+                greeting = process.stdout.readline()
+            if greeting != _GREETING:
+                raise self._not_started("it ended at once, or did not begin to run")
             self._ask(process, self._template)
         except BaseException:
             self.close()
@@ -128,9 +133,10 @@ class TemplateProcess:
         assert process.stdout is not None
         line = b""
         try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
+            with _bounded(process, _PATIENCE):
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
         except OSError:
             pass  # it ended before it read everything
         finally:
@@ -152,6 +158,18 @@ class TemplateProcess:
             f"the process that renders the chat template of {self._name} cannot be started: {reason}.",
             f"Free some memory, and check that {sys.executable} runs; or use the model without a template (--raw).",
         )
+
+
+@contextmanager
+def _bounded(process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
+    """End a process that has not done its part in time, so that who waits for it goes on."""
+    overdue = threading.Timer(seconds, process.kill)
+    overdue.daemon = True
+    overdue.start()
+    try:
+        yield
+    finally:
+        overdue.cancel()
 
 
 class Renderer:

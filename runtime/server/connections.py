@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import re
 import socket
 import ssl
 from typing import Any, NoReturn
@@ -17,22 +18,30 @@ from aicc.runtime.server.errors import ApiError
 
 _MOST_HEAD = 64 << 10  # bytes of a request before its body
 _LENGTHS = {b"content-length", b"transfer-encoding"}
+_ABSOLUTE = re.compile(rb"https?://([^/?#@]+)([/?][^#]*|)", re.IGNORECASE)  # an address with its host, no user
 _BACKLOG = 128  # connections the system keeps until they are accepted
 
 
 class _Parser(h11.Connection):
-    """h11, but for a request with two lengths.
+    """h11, but for requests with two lengths, and those that name their target as they would a proxy's.
 
-    Whoever passes one on may go by the other, and take what is body here for a request, or the other way
-    round (RFC 9112, section 6.3).
+    Whoever passes the first on may go by the other length, and take what is body here for a request, or the
+    other way round (RFC 9112, section 6.3). The others' address goes before their Host header (section 3.2.2).
     """
 
     def next_event(self) -> Any:
         """What has come next."""
         event = super().next_event()
-        if isinstance(event, h11.Request) and {name for name, _ in event.headers} >= _LENGTHS:
+        if not isinstance(event, h11.Request):
+            return event
+        if {name for name, _ in event.headers} >= _LENGTHS:
             raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
-        return event
+        if (absolute := _ABSOLUTE.fullmatch(event.target)) is None:
+            return event
+        host, path = absolute.groups()
+        headers = [(b"host", host), *((name, value) for name, value in event.headers if name != b"host")]
+        target = path if path.startswith(b"/") else b"/" + path
+        return h11.Request(method=event.method, headers=headers, target=target, http_version=event.http_version)
 
 
 class Connection(H11Protocol):

@@ -1,6 +1,8 @@
 """Chat templates: the ids the models' authors give them, and programs that are not trusted."""
 
 import json
+import os
+import signal
 from datetime import datetime
 
 import pytest
@@ -144,6 +146,19 @@ def test_after_a_conversation_its_template_cannot_bear_others_are_rendered():
         assert template.render(HI) == "fine"
         with pytest.raises(UnsupportedError, match="time or memory"):
             template.render(HI * 2)
+
+
+def test_a_process_that_somebody_stopped_is_given_up_and_replaced(monkeypatch):
+    template = ChatTemplate("{{ messages[0].content }}", "m")
+    conversation = [{"role": "user", "content": "a" * 200_000}]  # more than its pipe takes
+    template.check()
+    monkeypatch.setattr(template_process, "_PATIENCE", 0.05)
+    os.kill(template._process._process.pid, signal.SIGSTOP)
+
+    with pytest.raises(UnsupportedError, match="was stopped"):
+        template.render(conversation)
+    monkeypatch.undo()
+    assert template.render(HI) == "hi"
 
 
 def test_a_file_in_the_current_folder_is_no_module_of_the_process_that_renders(tmp_path, monkeypatch):

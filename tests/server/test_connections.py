@@ -207,6 +207,29 @@ def test_large_bodies_have_room_together_and_small_ones_always(
     assert taken.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://localhost/v1/models", "localhost", 200),
+        (
+            "HTTPS://127.0.0.1:8000/v1/models?limit=1",
+            "elsewhere.example",
+            200,
+        ),  # the first counts
+        ("http://elsewhere.example/v1/models", "localhost", 400),
+        ("http://localhost", "localhost", 200),
+        ("http://localhost?a=b", "localhost", 200),
+        ("http://somebody@localhost/v1/models", "localhost", 404),
+        ("ftp://localhost/v1/models", "localhost", 404),
+    ],
+)
+def test_a_target_may_be_a_whole_address(impatient: str, target: str, host: str, status: int) -> None:
+    with peer(impatient) as connection:
+        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+
+        assert read_all(connection).split()[1] == b"%d" % status
+
+
 def test_nonsense_behind_a_request_does_not_hurt_its_answer(impatient: str) -> None:
     with peer(impatient) as connection:
         connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n\x00\xff nonsense\r\n\r\n")
