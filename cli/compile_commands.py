@@ -125,7 +125,8 @@ def check(
     "-o",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="The artifact to make. [default: MODEL.aicc, or MODEL-lib]",
+    help="The artifact to make; one that is there is replaced. [default: MODEL.aicc, if it is not one for another "
+    "target, or MODEL-lib]",
 )
 @click.option(
     "--cc",
@@ -224,7 +225,7 @@ def compile_command(
         from aicc.compiler.pipeline import compile_model
 
         with Progress() as progress, stoppable(remove_staging):
-            artifact = output or Path(f"{_stem(model)}.aicc" if emit == "artifact" else f"{_stem(model)}-lib")
+            artifact = output or _default_output(model, emit, {target.name for target in chosen})
             report = (compile_model if emit == "artifact" else compile_to_library)(
                 model,
                 chosen if emit == "artifact" else chosen[0],  # type: ignore[arg-type]
@@ -272,6 +273,30 @@ def _stem(model: str) -> str:
     path = Path(model)
     last = path.resolve().name if path.exists() else model.rpartition("/")[2]
     return re.sub(r"\.(gguf|onnx)$", "", last) or "model"
+
+
+def _default_output(model: str, emit: str, targets: set[str]) -> Path:
+    """Where the result goes if nobody says where.
+
+    Raises:
+        UsageError: An artifact for other targets is there.
+    """
+    from aicc.runtime.artifact import Artifact
+    from aicc.runtime.errors import AiccError, UsageError
+
+    if emit == "lib":
+        return Path(f"{_stem(model)}-lib")
+    path = Path(f"{_stem(model)}.aicc")
+    try:
+        made_for = [variant.target for variant in Artifact.open(path).manifest.variants]
+    except (AiccError, OSError):  # nothing is there, or what only the compiler may judge
+        return path
+    if targets.isdisjoint(made_for):
+        raise UsageError(
+            f"{path} is there, compiled for {', '.join(made_for)}.",
+            f"Name another with --output, or replace it with --output {path}.",
+        )
+    return path
 
 
 def _size(artifact: Path | None) -> int:

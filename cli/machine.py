@@ -25,16 +25,24 @@ from aicc.cli.documents import (
 from aicc.runtime import machine
 from aicc.runtime.errors import AiccError
 from aicc.runtime.provider import provider_of
-from aicc.runtime.target import Target, all_targets, load_object
+from aicc.runtime.target import Target, all_targets, find_target, load_object
 
 LOW_DISK = 2_000_000_000  # bytes; a small model with its artifact
 LOW_MEMORY = 1_000_000_000  # bytes; the smallest decoder with its KV cache
 
 
-def list_targets() -> TargetsDocument:
-    """Every target of this installation, tried out as far as that costs nothing."""
+def list_targets(family: str | None = None) -> TargetsDocument:
+    """Every target of this installation, or of a family, tried out as far as that costs nothing.
+
+    Raises:
+        UsageError: There is no such family.
+    """
+    if family is not None:
+        family = find_target(family).family
     rows = []
     for target in all_targets().values():
+        if family not in (None, target.family):
+            continue
         cannot_compile, cannot_run = why_not_compile(target), why_not_run(target)
         rows.append(
             TargetInfo(
@@ -59,6 +67,27 @@ def by_family(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
         family, _, variant = name.partition(":")
         variants.setdefault((family, *said), []).append(variant)
     return [(f"{family}:{', '.join(names)}", *said) for (family, *said), names in variants.items()]
+
+
+def families(targets: Iterable[TargetInfo]) -> list[tuple[str, ...]]:
+    """A row for each family: its name, how many variants compile and run here, how far they are shown, their names."""
+    members: dict[str, list[TargetInfo]] = {}
+    for target in targets:
+        members.setdefault(target.name.partition(":")[0], []).append(target)
+
+    def share(those: list[bool]) -> str:
+        return "yes" if all(those) else f"{sum(those)} of {len(those)}" if any(those) else "no"
+
+    return [
+        (
+            family,
+            share([target.compiles for target in those]),
+            share([target.runs for target in those]),
+            ", ".join(dict.fromkeys(target.evidence for target in those)),
+            ", ".join(target.name.partition(":")[2] for target in those),
+        )
+        for family, those in members.items()
+    ]
 
 
 def why_not_compile(target: Target) -> str:
@@ -136,6 +165,8 @@ def _devices() -> Iterator[DeviceInfo]:
         except ModuleNotFoundError as missing:
             yield DeviceInfo(family=family, problem=f"{missing.name} is not installed.")
         else:
+            if not found:
+                yield DeviceInfo(family=family, description="No device of it was found.")
             yield from (
                 DeviceInfo(family=family, name=d.name, description=d.description, target=_best_target(family, d.name))
                 for d in found

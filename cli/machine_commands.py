@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import click
 
-from aicc.cli.output import facts, human_bytes, print_json, print_result, table
+from aicc.cli.output import facts, human_bytes, note, print_json, print_result, table
 
 
 @click.command(short_help="List what can be compiled for and run here.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def targets(as_json: bool) -> None:
-    """List every target: what it is, and whether it compiles and runs here.
+@click.argument("family", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object about every target instead of a table.")
+def targets(family: str | None, as_json: bool) -> None:
+    """List families of targets, or every target of FAMILY: what it is, and whether it compiles and runs here.
 
     A target is named FAMILY:VARIANT; the family alone means its first variant
     that this machine's processor can run. EVIDENCE says how
     far it has been shown to work on the machines aicc is tested on: it runs there, it is emulated
     there, it only compiles there, or it is prepared and untested.
     """
-    from aicc.cli.machine import by_family, list_targets
+    from aicc.cli.machine import by_family, families, list_targets
 
-    document = list_targets()
+    document = list_targets(family)
     if as_json:
         return print_json(document)
+    if family is None:
+        columns = ("family", "compiles here", "runs here", "evidence", "variants")
+        print_result(table("", columns, families(document.targets)))
+        return note("`aicc targets FAMILY` says what its variants are, and why one does not compile or run here.")
     rows = [
         (t.name, t.description, "yes" if t.compiles else "no", "yes" if t.runs else "no", t.evidence)
         for t in document.targets

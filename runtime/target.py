@@ -265,7 +265,7 @@ def find_target(name: str) -> Target:
     """The target called ``family:variant``, or for ``family`` the first of it that this machine's processor can run.
 
     Raises:
-        UsageError: No such target; the message lists those there are.
+        UsageError: No such target; the message lists those there are, of its family if that is one.
     """
     for targets in (_in_tree, all_targets):
         if name in targets():
@@ -274,7 +274,10 @@ def find_target(name: str) -> Target:
         if family:
             here = processor() if any(target.architecture for target in family) else None
             return next((target for target in family if here is None or target.runs_on(here)), family[0])
-    raise UsageError(f"there is no target {name!r}.", f"Choose one of: {', '.join(all_targets())}.")
+    every = all_targets().values()
+    relatives = [target.name for target in every if target.family == name.partition(":")[0]]
+    choices = relatives or dict.fromkeys(target.family for target in every)
+    raise UsageError(f"there is no target {name!r}.", f"Choose one of: {', '.join(choices)}.")
 
 
 def find_targets(names: str) -> tuple[Target, ...]:

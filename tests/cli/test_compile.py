@@ -133,6 +133,22 @@ def test_compile_prints_the_artifact_and_says_on_stderr_what_it_did(aicc: Run, o
     assert Artifact.open(tmp_path / "made.aicc").manifest.variants[0].target == "reference:cpu"
 
 
+def test_without_a_name_the_artifact_of_another_target_is_not_replaced(
+    aicc: Run, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    made = Path(f"{onnx_file.stem}.aicc")
+    assert aicc("compile", onnx_file, "--target", "null").code == 0
+    before = Artifact.open(made).manifest
+    refused = aicc("compile", onnx_file, "--target", "reference")
+    assert (refused.code, refused.out) == (2, "")
+    assert f"{made} is there, compiled for null:host. Name another with --output" in refused.err
+    assert Artifact.open(made).manifest == before
+    assert aicc("compile", onnx_file, "--target", "null").code == 0
+    assert aicc("compile", onnx_file, "--target", "reference", "--output", made).code == 0
+    assert [variant.target for variant in Artifact.open(made).manifest.variants] == ["reference:cpu"]
+
+
 def test_a_graph_that_is_not_wanted_is_left_out_and_one_that_is_all_there_is_is_not(
     aicc: Run, onnx_file: Path, tmp_path: Path
 ):

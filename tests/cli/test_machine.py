@@ -14,6 +14,7 @@ from aicc.cli.documents import DoctorDocument, TargetsDocument
 from aicc.cli.machine import satisfies
 from aicc.cli.output import clean, human_bytes, one_line
 from aicc.runtime import machine
+from aicc.runtime.errors import UsageError
 from aicc.runtime.target import all_targets, find_target
 
 
@@ -31,7 +32,26 @@ def test_targets_lists_every_target_and_why_one_cannot_run(aicc: Run):
         assert not row.runs or all_targets()[row.name].runs_on(machine.processor())
     table = aicc("targets").out
     assert all(part in table for name in rows for part in name.split(":"))
+    assert len(table.splitlines()) == 1 + len({target.family for target in all_targets().values()})
+
+
+def test_targets_of_a_family_are_told_of_one_by_one(aicc: Run):
+    table = aicc("targets", "ethos-u").out
     assert table.count("Ethos-U85") == 1  # variants that differ by their number alone are one row
+    assert "openvino" not in table
+    document = msgspec.json.decode(aicc("targets", "cpu:amx", "--json").out, type=TargetsDocument)
+    assert {row.name for row in document.targets} == {name for name in all_targets() if name.startswith("cpu:")}
+    done = aicc("targets", "nope")
+    assert done.code == 2
+    assert "ethos-u, groq" in done.err
+    assert "cpu:amx" not in done.err
+
+
+def test_a_variant_that_is_not_there_is_answered_with_those_of_its_family():
+    with pytest.raises(UsageError) as caught:
+        find_target("cpu:nope")
+    assert "cpu:amx, cpu:avx512-vnni" in caught.value.remedy
+    assert "openvino" not in caught.value.remedy
 
 
 def test_doctor_describes_this_machine(aicc: Run, tmp_path: Path):
@@ -45,6 +65,9 @@ def test_doctor_describes_this_machine(aicc: Run, tmp_path: Path):
     assert [(entry.name, entry.bytes) for entry in document.cache.entries] == [("models", 1000)]
     devices = {(device.family, device.name, device.target) for device in document.devices}
     assert {("openvino", "CPU", "openvino:cpu"), ("cpu", "CPU", find_target("cpu").name)} <= devices
+    assert {device.family for device in document.devices} == {
+        target.family for target in all_targets().values() if target.provider is not None
+    }
     assert {"numpy", "openvino", "onnx"} <= {package.name for package in document.packages}
     text = aicc("doctor")
     assert text.code == 0
