@@ -122,6 +122,21 @@ def test_the_second_signal_ends_it_at_once(demo_artifact: Artifact) -> None:
             assert server.end() == -signal.SIGTERM
 
 
+def test_killed_under_load_it_hangs_up_on_everybody_and_starts_again_on_the_same_port(demo_artifact: Artifact) -> None:
+    with ServerProcess(demo_artifact.path) as server:
+        server.wait_ready()
+        with streaming(server, LONG | {"max_tokens": 8000}) as events:
+            server.process.kill()
+            with pytest.raises(httpx.TransportError):
+                list(events)
+    with ServerProcess(demo_artifact.path, port=urlsplit(server.url).port) as again:
+        again.wait_ready()
+        answer = httpx.post(f"{again.url}/v1/completions", json=LONG, timeout=DEADLINE)
+
+    assert again.url == server.url
+    assert answer.text.endswith("data: [DONE]\n\n")
+
+
 def accepts(url: str) -> bool:
     address = urlsplit(url)
     try:
