@@ -74,7 +74,7 @@ def check(
     importer: str,
     as_json: bool,
 ) -> None:
-    """Tell whether MODEL can be compiled for a target and fits this machine, without reading its weights.
+    """Tell whether MODEL can be compiled for a target and fits its memory, without reading its weights.
 
     MODEL is what `aicc compile` takes. Only headers are read, so this is quick for any size. Exits
     with 3 if the target cannot run the model, with 5 if it would not fit.
@@ -112,8 +112,8 @@ def check(
     if not report.fits:
         raise ResourceError(
             f"{report.model} needs about {human_bytes(report.memory_bytes)} of memory to run and "
-            f"{human_bytes(report.memory_available)} are available.",
-            "Choose fewer bits (--quant int4), close other programs, or use a larger machine.",
+            f"{report.memory_of} has {human_bytes(report.memory_available)}.",
+            "Choose fewer bits (--quant int4) or another target, or free memory where it is this machine's.",
         )
 
 
@@ -347,8 +347,8 @@ def _print_check(report: CheckReport) -> None:
     rows.append(
         (
             "memory",
-            f"about {human_bytes(report.memory_bytes)} needed, {human_bytes(report.memory_available)} available: "
-            + ("fits" if report.fits else "does not fit"),
+            f"about {human_bytes(report.memory_bytes)} needed, {report.memory_of} has "
+            f"{human_bytes(report.memory_available)}: " + ("fits" if report.fits else "does not fit"),
         )
     )
     rows += [("note", text) for text in report.notes]

@@ -22,7 +22,7 @@ from aicc.compiler.facts import (
     weight_layers,
 )
 from aicc.compiler.importers import ImportedModel, Source, preview_model
-from aicc.compiler.lowering import Refusal, lowering_module
+from aicc.compiler.lowering import Refusal, lowering_module, lowering_refusals
 from aicc.compiler.optimize import optimize
 from aicc.compiler.quantization.policy import Quant, quantize
 from aicc.compiler.sizes import Sizes, fix_sizes
@@ -43,7 +43,7 @@ class CheckReport(msgspec.Struct):
         quantization: Number formats the weights would get.
         supported: Whether the target can run every operator.
         refused: Operators it cannot run; empty if supported.
-        fits: Whether the predicted memory is available on this machine.
+        fits: Whether the predicted memory is there.
         operators: Nodes of the graph.
         weight_bytes: Weights, as stored.
         weight_bytes_per_token: Weights read to decode one token; 0 for models of tensors.
@@ -51,7 +51,8 @@ class CheckReport(msgspec.Struct):
         context_length: Tokens of one full context; 0 for models of tensors.
         activation_bytes: Predicted memory for intermediate tensors.
         memory_bytes: Predicted memory to run with one full context.
-        memory_available: Memory available to this process, or of the target's own device.
+        memory_available: Memory available to this process, or of the target's own devices.
+        memory_of: Whose memory that is, such as ``this machine`` or ``64 x LPU``.
         notes: What the importer had to decide.
     """
 
@@ -71,6 +72,7 @@ class CheckReport(msgspec.Struct):
     activation_bytes: int
     memory_bytes: int
     memory_available: int
+    memory_of: str
     notes: list[str] = []
 
 
@@ -118,8 +120,12 @@ def check_model(
     kv_bytes = kv_bytes_per_token(llm, kv_dtype(graph, target)) if llm and target.kv_dtypes else 0
     context = llm.context_length if llm else 0
     activations = activation_bytes(graph)
-    needed = RUNTIME_BYTES + weight_bytes + kv_bytes * context + activations
-    available = machine.memory().available if target.memory_bytes is None else target.memory_bytes
+    needed = weight_bytes + kv_bytes * context + activations
+    if target.memory_bytes is None:
+        needed, available, owner = needed + RUNTIME_BYTES, machine.memory().available, "this machine"
+    else:
+        available = target.memory_bytes * target.devices
+        owner = f"{target.devices} x {target.device}" if target.devices > 1 else target.device
     return CheckReport(
         model=source.name,
         importer=imported.importer,
@@ -137,6 +143,7 @@ def check_model(
         activation_bytes=activations,
         memory_bytes=needed,
         memory_available=available,
+        memory_of=owner,
         notes=imported.notes,
     )
 
@@ -148,5 +155,4 @@ def _refused(imported: ImportedModel, target: Target) -> list[Refusal]:
     refused = refused_operators(imported.graph, target)
     if refused or target.lowering is None:
         return refused
-    asked = getattr(lowering_module(target), "refusals", None)
-    return asked(imported, target) if asked is not None else []
+    return lowering_refusals(imported, target)

@@ -19,7 +19,7 @@ and may fetch the tool. And it may have
     refusals(imported: ImportedModel, target: Target) -> list[Refusal]
 
 which lists what ``lower`` would refuse beyond the target's own rules, without reading a weight;
-``aicc check`` asks it.
+``aicc check`` asks it, and so does a compile before it calibrates, which takes a while.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from aicc.compiler.report import KernelRecord, OpCoverage, PassRecord
 from aicc.runtime.target import Target
+
+if TYPE_CHECKING:
+    from aicc.compiler.importers import ImportedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,12 @@ def lowering_module(target: Target) -> ModuleType:
     """
     assert target.lowering is not None
     return importlib.import_module(target.lowering.partition(":")[0])
+
+
+def lowering_refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
+    """What the target's lowering would refuse beyond the target's own rules, as far as it can tell beforehand."""
+    asked = getattr(lowering_module(target), "refusals", None)
+    return asked(imported, target) if asked is not None else []
 
 
 class WeightStore(Protocol):

@@ -25,7 +25,7 @@ from aicc.compiler.facts import (
     weight_layers,
 )
 from aicc.compiler.importers import ImportedModel, Source, import_model
-from aicc.compiler.lowering import LoweredVariant, lowering_module
+from aicc.compiler.lowering import LoweredVariant, lowering_module, lowering_refusals
 from aicc.compiler.memory import memory_bounded
 from aicc.compiler.optimize import optimize
 from aicc.compiler.package import ArtifactWriter, check_replaceable
@@ -150,6 +150,8 @@ def compile_model(
         if calibration is None:
             report.quantization = quantize(imported, target, quant, group_size)
         else:
+            for each in targets:
+                _refuse(imported, each)
             samples = read_samples(calibration, imported)
             progress("quantize", f"calibrating with {len(samples)} samples")
             report.quantization = calibrate(imported, target, samples)
@@ -197,6 +199,21 @@ def _lowering(targets: Sequence[Target]) -> Callable[..., LoweredVariant]:
         for target in targets:
             module.prepare(target)
     return load_object(targets[0].lowering)
+
+
+def _refuse(imported: ImportedModel, target: Target) -> None:
+    """Refuse what a check refuses, before a graph is calibrated, which takes a while.
+
+    Raises:
+        UnsupportedError: The lowering has no form for a node; names the first ones.
+    """
+    if refused := lowering_refusals(imported, target):
+        named = "; ".join(f"{r.op} ({r.node}): {r.reason}" if r.node else r.reason for r in refused[:5])
+        more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
+        raise UnsupportedError(
+            f"{target.name} cannot run {named}{more}.",
+            "Cut the graph there and leave the rest to the host's program, or compile for another target.",
+        )
 
 
 @contextmanager

@@ -93,7 +93,8 @@ class Target(msgspec.Struct, frozen=True):
         shapes: Whether tensors may have sizes known only at run time: all, none, or the ``rows`` of tokens that
             decoders and encoders of token ids compute with.
         alignment: Bytes each weight is aligned to.
-        memory_bytes: Memory of the device, None if it is the host's.
+        memory_bytes: Memory of one device, None if it is the host's.
+        devices: Over how many of them one model is spread at most.
         repacks_weights: Whether its executables have the weights in a layout of their own, so that the portable
             graph would be a second copy of them; it is then kept only when asked for.
         merges_projections: Whether one wide product is better than several that share an input.
@@ -123,6 +124,7 @@ class Target(msgspec.Struct, frozen=True):
     shapes: Literal["dynamic", "static", "rows"] = "dynamic"
     alignment: int = 64
     memory_bytes: int | None = None
+    devices: int = 1
     repacks_weights: bool = False
     merges_projections: bool = False
     architecture: str = ""

@@ -2,9 +2,10 @@
 
 onnxruntime's quantiser does it, on the optimised graph at full precision: it runs the samples, finds
 the range of every activation, and writes ``QuantizeLinear`` and ``DequantizeLinear`` around each
-operator (QDQ). Weights become symmetric int8 with a scale for each output channel, biases int32.
-Eight bits have few steps, so the outermost 1 in 10,000 of an activation's values are clipped; sixteen
-bits have enough for the whole range.
+operator (QDQ). Weights become symmetric int8 with a scale for each output channel, biases int32,
+which then make up for what rounding does to the weights (``bias.py``). Eight bits have few steps, so
+the outermost 1 in 10,000 of an activation's values are clipped; sixteen bits have enough for the
+whole range.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from onnxruntime.quantization import (
 
 from aicc.compiler.disk import scratch
 from aicc.compiler.importers import ImportedModel
+from aicc.compiler.quantization.bias import correct_biases
 from aicc.compiler.quantization.policy import Quant, quantize
 from aicc.compiler.quantization.samples import Sample
 from aicc.compiler.quiet import quiet
@@ -72,6 +74,19 @@ def check_calibration(target: Target, given: bool, quant: Quant, activations: st
         )
     if given and quant not in ("auto", "int8"):
         raise UsageError(f"calibrated weights are int8, and --quant is {quant}.", "Leave --quant out.")
+
+
+def folds(node: ir.Node) -> bool:
+    """Whether calibration makes a node that computes vanish: by name of what onnxruntime's basic optimisations fold.
+
+    A normalisation, and zeros around an image, go into the convolution that they belong to.
+    """
+    if node.op_type in ("DequantizeLinear", "Identity", "QuantizeLinear"):
+        return True
+    if node.op_type == "BatchNormalization":
+        before = node.inputs[0].producer()
+        return before is not None and before.op_type == "Conv" and len(before.outputs[0].uses()) == 1
+    return node.op_type == "Pad" and {use.node.op_type for use in node.outputs[0].uses()} == {"Conv"}
 
 
 def calibrate(imported: ImportedModel, target: Target, samples: Sequence[Sample]) -> str:
@@ -143,8 +158,9 @@ def _quantised(model: ir.Model, kind: str, floats: set[str], samples: Sequence[S
                 "MinimumRealRange": _LEAST_RANGE,
             },
         )
-    result = ir.load(quantised)
-    ir.external_data.load_to_model(result)
+        result = ir.load(quantised)
+        ir.external_data.load_to_model(result)
+        correct_biases(prepared, result, samples)
     RemoveUnusedOpsetsPass()(result)
     return result
 

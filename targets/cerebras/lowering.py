@@ -23,7 +23,8 @@ from aicc.compiler.weights import tensor_bytes
 from aicc.runtime.errors import UnsupportedError
 from aicc.runtime.target import Target
 from aicc.targets.cerebras.mlir import Function, write_function
-from aicc.targets.cerebras.placement import CODE_BYTES, CORE_BYTES, Region, place
+from aicc.targets.cerebras.placement import Region, place
+from aicc.targets.cerebras.target import CODE_BYTES, CORE_BYTES
 from aicc.targets.cerebras.tool import TOOL, check_machine, find_tool, run_tool
 from aicc.targets.static_decoder import Step
 

@@ -10,11 +10,7 @@ import msgspec
 import onnx_ir as ir
 
 from aicc.runtime.errors import ResourceError
-
-CORE_BYTES = 48_000  # of memory a core, code included
-CODE_BYTES = 8_000  # of it for code and buffers, as the cost model has it
-# Cores across and down, as the maker's SDK takes them (cslc --fabric-dims).
-FABRICS = {"wse2": (757, 996), "wse3": (762, 1172)}
+from aicc.targets.cerebras.target import CODE_BYTES, CORE_BYTES, FABRICS
 
 
 class Region(msgspec.Struct, frozen=True):

@@ -15,11 +15,10 @@ import msgspec
 import onnx
 
 from aicc.runtime.errors import IntegrityError
+from aicc.targets.groq.target import CHIP_BYTES, MAX_CHIPS
 
 OPSET, IR_VERSION = 16, 8
-CHIP_BYTES = 220 << 20
 PARAMETERS = 50_000_000
-MAX_CHIPS = 64
 WEIGHTS, PACKAGE, COMMANDS = "weights.bin", "package.json", "compile.sh"
 _HALF = onnx.TensorProto.FLOAT16
 # float32 is what norms compute in between two casts; integers are tokens, positions and shapes.

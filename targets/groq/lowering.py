@@ -31,7 +31,6 @@ from aicc.compiler.weights import WeightFile
 from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UnsupportedError
 from aicc.runtime.target import Target
 from aicc.targets.groq.contract import (
-    CHIP_BYTES,
     COMMANDS,
     IR_VERSION,
     OPSET,
@@ -42,6 +41,7 @@ from aicc.targets.groq.contract import (
     check_package,
 )
 from aicc.targets.groq.partition import partition
+from aicc.targets.groq.target import CHIP_BYTES
 from aicc.targets.static_decoder import Step
 
 _TOOL_SECONDS = 3600

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from aicc.runtime.errors import ResourceError
-from aicc.targets.groq.contract import CHIP_BYTES, MAX_CHIPS, PARAMETERS, Chip
+from aicc.targets.groq.contract import PARAMETERS, Chip
+from aicc.targets.groq.target import CHIP_BYTES, MAX_CHIPS
 
 
 def partition(model: ir.Model) -> tuple[Chip, ...]:

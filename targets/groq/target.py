@@ -6,6 +6,8 @@ from types import MappingProxyType
 
 from aicc.runtime.target import Target, WeightFormat
 
+CHIP_BYTES = 220 << 20
+MAX_CHIPS = 64  # of the largest topology
 # Operators of opsets after 16, which GroqFlow's compiler does not know.
 _NEWER = ("Attention", "RotaryEmbedding", "RMSNormalization", "LayerNormalization", "Gelu", "Swish")
 
@@ -22,6 +24,8 @@ TARGETS = (
         kv_dtypes=("float16",),
         op_rules=MappingProxyType(dict.fromkeys(_NEWER, "decompose")),
         shapes="static",
+        memory_bytes=CHIP_BYTES,
+        devices=MAX_CHIPS,
         repacks_weights=True,
         evidence="prepared",
     ),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tolerances import TOLERANCES, assert_within, cosine
@@ -125,6 +126,51 @@ def test_an_encoder_calibrated_with_sentences_gives_nearly_the_same_vectors(text
     with load(tmp_path / "q.aicc") as quantised, load(tmp_path / "float.aicc") as source:
         found, expected = quantised.embedder.embed(sentences), source.embedder.embed(sentences)
     assert cosine(found, expected) > TOLERANCES["cosine"]["embeddings_int16_calibrated"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "weight", "attributes"),
+    [
+        ("Conv", [1, 4, 9, 8], [6, 4, 3, 2], {"pads": [1, 0, 2, 1], "strides": [2, 1], "dilations": [1, 2]}),
+        ("Conv", [1, 4, 9, 8], [8, 1, 3, 3], {"group": 4}),
+        ("Conv", [1, 4, 9], [6, 4, 3], {"pads": [1, 1]}),
+        ("Gemm", [16, 8], [8, 5], {}),
+        ("Gemm", [16, 8], [5, 8], {"transB": 1}),
+    ],
+)
+def test_biases_make_up_for_what_rounding_does_to_weights(
+    operator: str, shape: list[int], weight: list[int], attributes: dict, tmp_path: Path
+) -> None:
+    """On average over the samples; one large weight in each channel leaves the others few steps."""
+    rng = np.random.default_rng(0)
+    transposed = operator == "Gemm" and not attributes
+    outputs = weight[1] if transposed else weight[0]
+    values = rng.normal(0, 0.02, weight).astype(np.float32)
+    if transposed:
+        values[0] = 3
+    else:
+        values.reshape(outputs, -1)[:, 0] = 3
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x", "w", "b"], ["y"], name="product", **attributes)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(values, "w"), numpy_helper.from_array(np.ones(outputs, np.float32), "b")],
+    )
+    model = onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
+    onnx.save(model, tmp_path / "m.onnx")
+    imported = import_model(Source(tmp_path / "m.onnx", "onnx", "m"))
+    samples = [{"x": rng.uniform(0, 1, shape).astype(np.float32)} for _ in range(3)]
+    calibrate(imported, find_target("reference:cpu").with_activations("int16"), samples)
+    ir.save(imported.graph, tmp_path / "q.onnx")
+    off = 0
+    settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source, quantised = (onnxruntime.InferenceSession(tmp_path / name, settings) for name in ("m.onnx", "q.onnx"))
+    for sample in samples:
+        off = off + quantised.run(None, sample)[0] - source.run(None, sample)[0]
+    assert np.abs(off).max() > TOLERANCES["static"]["mean"]  # single results have been rounded
+    assert np.abs(off.mean(axis=(0, *range(2, off.ndim)))).max() / len(samples) < TOLERANCES["static"]["mean"]
 
 
 def test_eight_bits_clip_an_outlier_and_sixteen_keep_it(affine: ImportedModel) -> None:

@@ -1,4 +1,7 @@
-"""EfficientNet-Lite0 with its published weights as ONNX, and scikit-image's photographs as it reads them."""
+"""EfficientNet-Lite0 with its published weights as ONNX, and photographs as it reads them.
+
+It is calibrated with foolbox's pictures and judged by scikit-image's, which are others.
+"""
 
 import sys
 from pathlib import Path
@@ -35,12 +38,25 @@ def export(path: Path) -> None:
 
 def photos(names: tuple[str, ...] = PHOTOS) -> NDArray[np.float32]:
     """The middle of each photograph ``[N, 3, 224, 224]``, as the model's authors prepare images."""
-    folder = _packages() / "skimage" / "data"
+    return _prepared([_packages() / "skimage" / "data" / name for name in names])
+
+
+def calibration_files() -> list[Path]:
+    """Twenty of ImageNet's pictures, none of them in scikit-image."""
+    return sorted((_packages() / "foolbox" / "data").glob("imagenet_*.jpg"))
+
+
+def calibration_photos() -> NDArray[np.float32]:
+    """The same as the model reads them ``[20, 3, 224, 224]``."""
+    return _prepared(calibration_files())
+
+
+def _prepared(files: list[Path]) -> NDArray[np.float32]:
     from PIL import Image
 
     found = []
-    for name in names:
-        image = Image.open(folder / name).convert("RGB")
+    for file in files:
+        image = Image.open(file).convert("RGB")
         side = 0.875 * min(image.size)
         left, top = ((size - side) / 2 for size in image.size)
         image = image.crop((left, top, left + side, top + side)).resize((224, 224), Image.Resampling.BICUBIC)

@@ -26,7 +26,8 @@ from aicc.runtime.target import find_target
 from aicc.targets.cerebras import tool
 from aicc.targets.cerebras.lowering import PACKAGE, Package, Program, lower
 from aicc.targets.cerebras.mlir import write_function
-from aicc.targets.cerebras.placement import CODE_BYTES, CORE_BYTES, FABRICS, place
+from aicc.targets.cerebras.placement import place
+from aicc.targets.cerebras.target import CODE_BYTES, CORE_BYTES, FABRICS
 from aicc.targets.cerebras.tool import find_tool, run_tool
 from aicc.targets.static_decoder import BIAS, HIDDEN
 

@@ -16,6 +16,7 @@ from miniatures import make_decoder
 from onnx import helper, numpy_helper
 
 from aicc.cli.main import main
+from aicc.compiler.check import check_model
 from aicc.compiler.importers import ImportedModel, Source, import_model
 from aicc.compiler.optimize import optimize
 from aicc.compiler.pipeline import compile_model
@@ -25,6 +26,7 @@ from aicc.runtime.target import find_target
 from aicc.targets.groq.contract import PACKAGE, Chip, Package, Program, check_package
 from aicc.targets.groq.lowering import commands, lower
 from aicc.targets.groq.partition import partition
+from aicc.targets.groq.target import CHIP_BYTES, MAX_CHIPS
 from aicc.targets.portable import Evaluate
 from aicc.targets.static_decoder import BIAS, HIDDEN
 
@@ -182,6 +184,18 @@ def test_a_package_with_more_on_a_chip_than_fits_is_refused(tmp_path: Path):
 def test_more_than_the_largest_topology_is_refused():
     with pytest.raises(ResourceError, match="more than 64 chips"):
         partition(_chain(layers=70, width=8192))
+
+
+@pytest.mark.parametrize(
+    ("target", "owner"), [("groq", "64 x LPU"), ("cerebras", "WSE3"), ("reference", "this machine")]
+)
+def test_a_check_speaks_of_the_memory_that_the_model_runs_in(target: str, owner: str, tmp_path: Path):
+    make_decoder("llama").save_pretrained(tmp_path)
+    report = check_model(Source(tmp_path, "huggingface", "miniature"), find_target(target))
+    assert report.memory_of == owner
+    if target == "groq":
+        assert report.memory_available == MAX_CHIPS * CHIP_BYTES
+        assert report.memory_bytes < 10_000_000  # no process is on the chip
 
 
 def test_a_graph_with_a_newer_operator_is_refused_by_node(tmp_path: Path):

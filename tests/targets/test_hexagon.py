@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from efficientnet_lite import all_names, export, photos
+from efficientnet_lite import all_names, calibration_photos, export, photos
 from miniatures import make_decoder
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -249,7 +249,7 @@ def test_a_calibrated_classifier_gives_what_its_graph_gives_in_onnxruntime(
 ) -> None:
     """EfficientNet-Lite0 on photographs it was not calibrated with."""
     export(tmp_path / "m.onnx")
-    np.savez(tmp_path / "x.npz", image=photos())
+    np.savez(tmp_path / "x.npz", image=calibration_photos())
     out = tmp_path / "m.aicc"
     compile_model(
         str(tmp_path / "m.onnx"), HTP, out, activations=kind, calibration=tmp_path / "x.npz", graph=True

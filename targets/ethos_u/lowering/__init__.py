@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from aicc.compiler.coverage import refuse_operators
 from aicc.compiler.importers import ImportedModel
-from aicc.compiler.lowering import LoweredVariant, Refusal, WeightStore
+from aicc.compiler.lowering import LoweredVariant, WeightStore
 from aicc.compiler.passes.static_shapes import StaticShapes
 from aicc.compiler.report import OpCoverage
 from aicc.runtime.errors import MismatchError, UnsupportedError
@@ -32,9 +32,10 @@ from aicc.targets.ethos_u.layout import (
 )
 
 try:
-    from aicc.targets.ethos_u.lowering.node import Node, Refused, Tensor, array, unsupported
+    from aicc.targets.ethos_u.lowering.node import Node, Refused, Tensor, array, tensor, unsupported
     from aicc.targets.ethos_u.lowering.operators import OPERATORS
     from aicc.targets.ethos_u.lowering.program import Program
+    from aicc.targets.ethos_u.lowering.trial import refusals
 except ModuleNotFoundError as _missing:
     if _missing.name != "tosa_serializer":
         raise
@@ -42,11 +43,7 @@ except ModuleNotFoundError as _missing:
 from aicc.targets.ethos_u.lowering.vela import compile_program, version
 
 version()  # of Vela, or nothing is compiled
-# What calibration folds into constants and convolutions, where it can.
-_FOLDED = {
-    "BatchNormalization", "Cast", "Constant", "ConstantOfShape", "DequantizeLinear", "Gather", "Identity", "Pad",
-    "QuantizeLinear", "Shape", "Slice",
-}  # fmt: skip
+__all__ = ["lower", "refusals"]
 
 
 def lower(imported: ImportedModel, target: Target, directory: Path, weights: WeightStore) -> LoweredVariant:
@@ -82,15 +79,6 @@ def lower(imported: ImportedModel, target: Target, directory: Path, weights: Wei
             OpCoverage("DequantizeLinear", 0, fallback=len(ports.outputs), reason="integers become float outputs"),
         ],
     )
-
-
-def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
-    """Nodes without a form on the chip, as far as a graph that is not calibrated yet tells."""
-    return [
-        Refusal(node.name or str(node.outputs[0].name), node.op_type, "it has no TOSA form here")
-        for node in imported.graph.graph.all_nodes()
-        if node.op_type not in OPERATORS.keys() | _FOLDED
-    ]
 
 
 def _translate(model: ir.Model, target: Target) -> tuple[Program, Ports, Counter[str]]:
@@ -138,13 +126,8 @@ def _translate(model: ir.Model, target: Target) -> tuple[Program, Ports, Counter
 def _quantised(quantize: ir.Node, target: Target, program: Program) -> Tensor:
     """The tensor a ``QuantizeLinear`` makes, named after what it quantises."""
     source = quantize.inputs[0]
-    shape = tuple(int(size) for size in source.shape)
-    if len(shape) == 4 and shape[0] != 1:
-        raise UnsupportedError(
-            f"{target.name} runs one image at a time, and {source.name} has {shape[0]}.", "Export it with a batch of 1."
-        )
     scale, zero = (array(value) for value in quantize.inputs[1:3])
-    return Tensor(program.name(str(source.name)), shape, float(scale), int(zero))
+    return tensor(source, target, program, float(scale), int(zero))
 
 
 def _operand(value: ir.Value | None, known: dict[ir.Value, Tensor]) -> Tensor | None:

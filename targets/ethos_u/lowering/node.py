@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from aicc.runtime.errors import UnsupportedError
+from aicc.runtime.target import Target
 from aicc.targets.ethos_u.lowering.program import DType, Op, Program
 
 LAST = (0, 2, 3, 1)  # channels last
@@ -50,6 +51,20 @@ class Tensor:
 def stored(shape: Sequence[int]) -> tuple[int, ...]:
     """A shape with its channels last if it has rank 4."""
     return tuple(shape[axis] for axis in LAST) if len(shape) == 4 else tuple(shape)
+
+
+def tensor(value: ir.Value, target: Target, program: Program, scale: float, zero: int) -> Tensor:
+    """The tensor of the program that holds a value of the graph.
+
+    Raises:
+        UnsupportedError: It is a batch of images.
+    """
+    shape = tuple(int(size) for size in value.shape)
+    if len(shape) == 4 and shape[0] != 1:
+        raise UnsupportedError(
+            f"{target.name} runs one image at a time, and {value.name} has {shape[0]}.", "Export it with a batch of 1."
+        )
+    return Tensor(program.name(str(value.name)), shape, scale, zero)
 
 
 def array(value: ir.Value | None) -> NDArray[np.generic] | None:
