@@ -181,7 +181,9 @@ def _run_tools(package: Package, directory: Path) -> None:
                     command, cwd=directory, capture_output=True, text=True, timeout=_TOOL_SECONDS, check=False
                 )
             except subprocess.TimeoutExpired as error:
-                raise ResourceError(f"{command[0]} did not end in an hour.", "Compile a smaller model.") from error
+                raise ResourceError(
+                    f"{command[0]} did not end in {_TOOL_SECONDS} seconds.", "Compile a smaller model."
+                ) from error
             if done.returncode:
                 last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it gave no reason"]
                 raise UnsupportedError(f"{command[0]} refused {program.graph}: {last[0][:300]}.", "See its messages.")

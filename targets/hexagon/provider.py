@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from aicc.runtime.errors import MismatchError, first_line
+from aicc.runtime.errors import MismatchError, ResourceError, first_line
 from aicc.runtime.manifest import decode_json
 from aicc.runtime.provider import Array, Compatibility, Device, Executable, Fit, LoadOptions
 from aicc.targets.hexagon.session import PACKAGE, PARTITION, STEPS_FILE, installed, open_session
@@ -15,6 +15,8 @@ from aicc.targets.static_decoder import StaticDecoder, Steps
 
 if TYPE_CHECKING:
     from aicc.runtime.artifact import Artifact, Variant
+
+_NO_MEMORY = ("MEM_ALLOC", "bad_alloc")  # in what QNN and onnxruntime say where there is none left
 
 
 class HexagonProvider:
@@ -40,6 +42,7 @@ class HexagonProvider:
 
         Raises:
             MismatchError: The chip or its libraries do not take one.
+            ResourceError: There is no memory for one.
         """
         manifest, htp = artifact.manifest, variant.requires.get("htp", "")
         device = _device(installed(), htp)
@@ -59,9 +62,10 @@ def _evaluator(artifact: Artifact, variant: Variant, name: str, htp: str) -> Eva
     try:
         session = open_session(path, htp, variant.options[PARTITION])
     except Exception as error:  # onnxruntime's classes have no common base of their own
-        raise MismatchError(
+        short = isinstance(error, MemoryError) or any(word in str(error) for word in _NO_MEMORY)
+        raise (ResourceError if short else MismatchError)(
             f"the HTP does not take {path}: {first_line(error)}.",
-            "Check the artifact (`aicc inspect --verify`), or compile it again for the chip of this machine.",
+            "Close other programs, if memory is short, or compile the model again for the chip of this machine.",
         ) from error
     names = [output.name for output in session.get_outputs()]
 

@@ -221,6 +221,15 @@ def test_what_cannot_be_written_is_refused_by_node(text: str):
         write_function(model)
 
 
+def test_a_tool_that_hangs_is_stopped_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stuck = tmp_path / "torch-cirh-opt"
+    stuck.write_text("#!/bin/sh\nexec tail -f /dev/null\n")
+    stuck.chmod(0o755)
+    monkeypatch.setattr(tool, "_SECONDS", 0.1)
+    with pytest.raises(ResourceError, match="did not end in"):
+        run_tool(stuck, tmp_path / "x.mlir", tmp_path / "y.mlir")
+
+
 def test_models_of_tensors_are_refused(tmp_path: Path):
     source = resolve("silero-vad-16k")
     with pytest.raises(UnsupportedError, match="decoders alone"):

@@ -306,6 +306,14 @@ def test_without_the_tools_a_compile_says_what_to_install(tmp_path: Path, monkey
         compile_model(gate, "ethos-u:u55-128", tmp_path / "m.aicc", calibration=sample(tmp_path, 4))
 
 
+def test_a_compiler_that_hangs_is_stopped_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vela, "_SECONDS", 0.01)
+    gate = save(tmp_path / "g.onnx", [helper.make_node("Sigmoid", ["x"], ["y"], name="gate")], [1, 4], {})
+    with pytest.raises(ResourceError, match=r"did not finish .* and was stopped"):
+        compile_model(gate, "ethos-u:u55-128", tmp_path / "m.aicc", calibration=sample(tmp_path, 4))
+    assert not (tmp_path / "m.aicc").exists()
+
+
 def test_a_program_too_large_for_the_memory_is_refused_with_both_sizes(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"], name="wide", pads=[1, 1, 1, 1]),

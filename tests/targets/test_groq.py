@@ -23,6 +23,7 @@ from aicc.compiler.pipeline import compile_model
 from aicc.compiler.quantization.policy import quantize
 from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, UnsupportedError
 from aicc.runtime.target import find_target
+from aicc.targets.groq import lowering
 from aicc.targets.groq.contract import PACKAGE, Chip, Package, Program, check_package
 from aicc.targets.groq.lowering import commands, lower
 from aicc.targets.groq.partition import partition
@@ -225,6 +226,19 @@ def test_tools_on_the_path_are_run_and_their_refusal_is_ours(
     (tmp_path / "b").mkdir()
     with pytest.raises(MismatchError, match="aa-latest is not"):
         lower(llama[1], find_target("groq"), tmp_path / "b", None)  # type: ignore[arg-type]
+
+
+def test_a_tool_that_hangs_is_stopped_in_words(
+    llama: tuple[torch.nn.Module, ImportedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    compiler = tmp_path / "groq-compiler"
+    compiler.write_text("#!/bin/sh\nexec tail -f /dev/null\n")
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(lowering, "_TOOL_SECONDS", 0.1)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ResourceError, match="groq-compiler did not end"):
+        lower(llama[1], find_target("groq"), tmp_path / "a", None)  # type: ignore[arg-type]
 
 
 def test_several_chips_are_a_daisy_chain(package: Path):

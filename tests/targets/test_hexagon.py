@@ -29,6 +29,7 @@ from aicc.runtime.errors import IntegrityError, MismatchError, ResourceError, Un
 from aicc.runtime.machine import Memory
 from aicc.runtime.provider import Fit
 from aicc.runtime.target import find_target
+from aicc.targets.hexagon import provider
 from aicc.targets.hexagon.provider import HexagonProvider
 
 pytest.importorskip("onnxruntime_qnn", reason="the extra `hexagon` is not installed")
@@ -169,6 +170,7 @@ def test_what_the_chip_cannot_run_is_named_with_what_a_cut_would_cost(tmp_path: 
         compile_model(_model(tmp_path, "Relu", "Atanh", "Sigmoid"), HTP, tmp_path / "m.aicc")
     assert "Atanh (my_Atanh)" in refused.value.message
     assert "2 piece(s), with 1,024 bytes" in refused.value.message
+    assert "--partition host" in refused.value.remedy
     assert not (tmp_path / "m.aicc").exists()
 
 
@@ -316,11 +318,34 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_binary_of_another_version_is_to_be_compiled_again(small: Path) -> None:
     variant = Artifact.open(small).variant("hexagon:htp75")
-    provider = HexagonProvider()
-    assert provider.compatibility(variant).fit is Fit.USABLE
+    judge = HexagonProvider().compatibility
+    assert judge(variant).fit is Fit.USABLE
     other = msgspec.structs.replace(variant, requires=variant.requires | {"onnxruntime-qnn": "2.6.0"})
-    assert provider.compatibility(other).fit is Fit.RECOMPILE
-    assert "2.6.0" in provider.compatibility(other).reason
+    assert judge(other).fit is Fit.RECOMPILE
+    assert "2.6.0" in judge(other).reason
+
+
+def test_a_load_by_another_version_is_refused_with_what_to_do(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provider, "installed", lambda: "2.99.0")
+    with pytest.raises(MismatchError, match=r"2\.99\.0 is installed; compile it again"):
+        load(small)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [("QNN_COMMON_ERROR_MEM_ALLOC: no room", ResourceError), ("QNN_CONTEXT_ERROR_CREATE_FROM_BINARY", MismatchError)],
+)
+def test_a_chip_that_does_not_take_a_binary_is_an_error_in_words(
+    said: str, kind: type[Exception], small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words are those of QNN; a chip's memory cannot be filled here."""
+
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(provider, "open_session", refuse)
+    with pytest.raises(kind, match=r"does not take .*model\.onnx.*if memory is short"):
+        load(small)
 
 
 @pytest.mark.parametrize("change", ["cut", "replaced"])

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,18 @@ def test_another_version_of_the_runtime_asks_for_a_new_compile(small: Artifact) 
     judged = load_object(find_target("tpu:host").provider)().compatibility(variant)
     assert judged.fit is Fit.RECOMPILE
     assert "jaxlib 0.1.0" in judged.reason
+
+
+@pytest.mark.parametrize("harm", [lambda data: data[: len(data) // 2], lambda data: bytes(len(data)), lambda data: b""])
+def test_a_damaged_executable_is_refused_in_words(harm: Callable[[bytes], bytes], small: Artifact) -> None:
+    (path,) = (small.path / "variants").rglob("*.bin")
+    kept = path.read_bytes()
+    try:
+        path.write_bytes(harm(kept))
+        with pytest.raises((IntegrityError, MismatchError)):
+            load(small.path)
+    finally:
+        path.write_bytes(kept)
 
 
 def test_a_weight_outside_the_weights_file_is_refused(small: Artifact) -> None:
