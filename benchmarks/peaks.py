@@ -1,18 +1,27 @@
 """The matrix peak of this machine by dtype: what prefill could reach if it only multiplied.
 
-float32 by numpy's BLAS and by OpenVINO, bfloat16 and int8 by OpenVINO (oneDNN underneath); the best
-of each counts. Large square matrices, so that neither memory nor start-up is in the way.
+float32 by numpy's BLAS and by OpenVINO, bfloat16 and int8 by OpenVINO (oneDNN underneath), bfloat16 also by a loop of
+AMX's tile products that loads nothing; the best of each counts. Large square matrices, so that neither memory nor
+start-up is in the way.
 """
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import openvino
 from openvino import Type, opset13
 
 from aicc.runtime.limits import matmul_peak
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "native"))
+
+import native_build  # noqa: E402
 
 SIZE = 1536
 LAYERS = 4
@@ -24,10 +33,19 @@ def matrix_peaks(threads: int) -> dict[str, float]:
     peaks = {"float32": max(matmul_peak(threads), _chain(threads, "f32", quantised=False))}
     capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if "BF16" in capabilities:
-        peaks["bfloat16"] = _chain(threads, "bf16", quantised=False)
+        peaks["bfloat16"] = max(_chain(threads, "bf16", quantised=False), _tiles(threads))
     if "INT8" in capabilities:
         peaks["int8"] = _chain(threads, "f32", quantised=True)
     return peaks
+
+
+def _tiles(threads: int) -> float:
+    """Best rate of AMX's tile products in bfloat16; 0 on a processor without."""
+    if native_build.ISAS["amx"].missing():
+        return 0.0
+    limits = ctypes.CDLL(str(native_build.build(ROOT / "benchmarks" / "native" / "limits.c", "amx")))
+    limits.bfloat16_tile_rate.restype = ctypes.c_double
+    return max(limits.bfloat16_tile_rate(threads) for _ in range(ROUNDS))
 
 
 def _chain(threads: int, precision: str, quantised: bool) -> float:
