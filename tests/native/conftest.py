@@ -64,27 +64,28 @@ class Kernels:
         assert np.isnan(y[:, panels * 16 :]).all(), "wrote past its columns"
         return y[:, : panels * 16]
 
-    def round(self, x: NDArray[np.float32], k: int) -> NDArray[np.uint16]:
-        """Rows of a prompt `[rows, k]` as bfloat16 of float rows, zeros added up to k."""
+    def round(self, x: NDArray[np.float32], k: int) -> NDArray[np.uint8]:
+        """Rows of a prompt `[rows, bytes]`, in tiles of bfloat16, of float rows, zeros added up to k."""
         stride = -(-2 * k // 64) * 64 + 64
         memory = aligned(len(x) * stride)
         memory[:] = 0xFF
-        rows = memory.reshape(len(x), stride)
-        for to, row in zip(rows, np.ascontiguousarray(x), strict=True):
-            self.lib.round_row(address(to), k, address(row), len(row))
-        return rows[:, : 2 * k].view(np.uint16)
+        x = np.ascontiguousarray(x)
+        arguments = (c_int32(len(x)), k, address(x), x.shape[1])
+        self.lib.round_rows(address(memory), c_ssize_t(stride), *arguments)
+        return memory.reshape(len(x), stride)
 
-    def linear_prompt(self, x: NDArray[np.uint16], weights: NDArray[np.uint8], form: Form) -> NDArray[np.float32]:
-        """`[rows, 16 * panels]` for a prompt's rows and packed panels."""
-        panels = len(weights) // self.lib.panel_bytes(byref(form))
-        y = np.full((len(x), panels * 16 + 3), np.nan, np.float32)
-        spread = aligned(2 * 2 * 16 * form.k)
-        rows = np.ascontiguousarray(x)
-        stride, width, count = c_ssize_t(rows.strides[0]), c_ssize_t(y.shape[1]), c_int32(len(x))
-        arguments = (address(y), width, address(rows), stride, count, address(weights), c_int32(panels), byref(form))
-        assert self.lib.linear_prompt(*arguments, address(spread)) == 0
-        assert np.isnan(y[:, panels * 16 :]).all(), "wrote past its columns"
-        return y[:, : panels * 16]
+    def linear_prompt(self, x: NDArray[np.uint8], weights: NDArray[np.uint8], form: Form, units: int = 1) -> NDArray:
+        """`[rows, 16 * panels]` for a prompt's rows, of which there are at most 256, and packed panels, in `units`."""
+        panels = len(weights) // self.lib.panel_bytes(byref(form)) // units
+        y = np.full((units * 256, panels * 16 + 3), np.nan, np.float32)
+        spread = aligned(2 * 2 * 16 * max(768, form.group))
+        stride, width, count = c_ssize_t(x.strides[0]), c_ssize_t(y.shape[1]), c_int32(len(x))
+        arguments = (address(y), width, address(x), stride, count, address(weights), c_int32(units), c_int32(panels))
+        assert self.lib.linear_prompt(*arguments, byref(form), address(spread)) == 0
+        y = y.reshape(units, 256, -1)
+        assert np.isnan(y[:, :, panels * 16 :]).all(), "wrote past its columns"
+        assert np.isnan(y[:, len(x) :]).all(), "wrote past its rows"
+        return y[:, : len(x), : panels * 16].swapaxes(0, 1).reshape(len(x), -1)
 
     def gather(self, weights: NDArray[np.uint8], row: int, form: Form) -> NDArray[np.float32]:
         y = np.empty(form.k, np.float32)

@@ -164,25 +164,25 @@ static void step_logits(const aicc_frame *f, const aicc_step *s, const aicc_task
 #define W(i) ((uint64_t)LAYERS_AT + (uint64_t)(i) * LAYER_BYTES)
 #define KV(i) ((uint64_t)(i) * LAYER_PAGE)
 #define LAYER(i) \
-    {step_norm, AICC_ROWS, 0, 1, HIDDEN * 16, {W(i) + NORM1, X, XQ}}, \
-    {step_qkv, AICC_MATRIX, 0, HEADS + 2 * KV_HEADS, HEAD / 16 * PANEL4(HIDDEN), {W(i) + QKV, XQ, Q, KV(i)}}, \
-    {step_attention, AICC_ATTENTION, 0, KV_HEADS, 0, {Q, ATT, ATTQ, KV(i)}}, \
-    {step_out, AICC_MATRIX, 0, HIDDEN / 16, PANEL4(HEADS * HEAD), {W(i) + OUT, ATTQ, X}}, \
-    {step_norm, AICC_ROWS, 0, 1, HIDDEN * 16, {W(i) + NORM2, X, XQ}}, \
-    {step_gate_up, AICC_MATRIX, 0, FFN / GROUP, 4 * PANEL4(HIDDEN), {W(i) + GATE, W(i) + UP, XQ, FFNQ}}, \
-    {step_down, AICC_MATRIX, 0, HIDDEN / 16, PANEL4(FFN), {W(i) + DOWN, FFNQ, X}}
+    {step_norm, AICC_ROWS, 0, 1, HIDDEN * 16, {W(i) + NORM1, X, XQ}, 0}, \
+    {step_qkv, AICC_MATRIX, 0, HEADS + 2 * KV_HEADS, HEAD / 16 * PANEL4(HIDDEN), {W(i) + QKV, XQ, Q, KV(i)}, 0}, \
+    {step_attention, AICC_ATTENTION, 0, KV_HEADS, 0, {Q, ATT, ATTQ, KV(i)}, 0}, \
+    {step_out, AICC_MATRIX, 0, HIDDEN / 16, PANEL4(HEADS * HEAD), {W(i) + OUT, ATTQ, X}, 0}, \
+    {step_norm, AICC_ROWS, 0, 1, HIDDEN * 16, {W(i) + NORM2, X, XQ}, 0}, \
+    {step_gate_up, AICC_MATRIX, 0, FFN / GROUP, 4 * PANEL4(HIDDEN), {W(i) + GATE, W(i) + UP, XQ, FFNQ}, 0}, \
+    {step_down, AICC_MATRIX, 0, HIDDEN / 16, PANEL4(FFN), {W(i) + DOWN, FFNQ, X}, 0}
 #define LAYER2(i) LAYER(i), LAYER(i + 1)
 #define LAYER6(i) LAYER2(i), LAYER2(i + 2), LAYER2(i + 4)
 
 static const aicc_step steps[] = {
-    {step_embed, AICC_ROWS, 0, 1, HIDDEN * 4, {VOCAB_AT, X}},
+    {step_embed, AICC_ROWS, 0, 1, HIDDEN * 4, {VOCAB_AT, X}, 0},
 #if LAYERS == 2
     LAYER2(0),
 #elif LAYERS == 30
     LAYER6(0), LAYER6(6), LAYER6(12), LAYER6(18), LAYER6(24),
 #endif
-    {step_norm, AICC_ROWS, 1, 1, HIDDEN * 16, {FINAL_AT, X, XQ}},
-    {step_logits, AICC_MATRIX, 1, PANELS(VOCAB), PANEL8(HIDDEN), {VOCAB_AT, XQ}},
+    {step_norm, AICC_ROWS, 1, 1, HIDDEN * 16, {FINAL_AT, X, XQ}, 0},
+    {step_logits, AICC_MATRIX, 1, PANELS(VOCAB), PANEL8(HIDDEN), {VOCAB_AT, XQ}, 0},
 };
 
 static const aicc_program aicc_this_program = {

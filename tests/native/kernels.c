@@ -61,14 +61,14 @@ EXPORT int linear(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_strid
     return 1;
 }
 
-/* The same of a prompt's rows, with memory for `spread`. Not for float forms. */
+/* The same of a prompt's rows, in units of panels, with memory for `spread`. Not for float forms. */
 EXPORT int linear_prompt(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows,
-                         const uint8_t *weights, int32_t panels, const aicc_weight *w, uint16_t *spread) {
+                         const uint8_t *weights, int32_t units, int32_t panels, const aicc_weight *w, uint16_t *spread) {
 #define TRY_PROMPT(format, group, zero, scales, minima) \
     { \
         aicc_weight form = {format, w->k, group, zero, scales, minima}; \
         if (group && same(*w, form)) { \
-            aicc_linear_prompt(y, y_stride, x, x_stride, rows, weights, panels, form, spread); \
+            aicc_linear_prompt(y, y_stride, x, x_stride, rows, weights, units, panels, form, spread); \
             return 0; \
         } \
     }
@@ -77,8 +77,10 @@ EXPORT int linear_prompt(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t 
 }
 #endif
 
-EXPORT void round_row(uint8_t *row, int32_t k, const float *x, int32_t width) {
-    aicc_round_row(row, k, x, width);
+/* `count` rows of a prompt, in memory of `row_bytes` each. */
+EXPORT void round_rows(uint8_t *rows, ptrdiff_t row_bytes, int32_t count, int32_t k, const float *x, int32_t width) {
+    const aicc_frame f = {.rows = count};
+    for (int32_t r = 0; r < count; r++) aicc_round_row(aicc_row_of_prompt(&f, rows, row_bytes, r), k, x + r * width, width);
 }
 
 EXPORT void gather_row(float *y, const uint8_t *panels, int32_t row, const aicc_weight *w) {

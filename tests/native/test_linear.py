@@ -156,15 +156,23 @@ def rounded(x):
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
 
 
+def out_of_tiles(stored, k):
+    """Rows `[rows, k]` of what lies in tiles of 16 rows by 32 inputs."""
+    tiles = [stored[first : first + 16] for first in range(0, len(stored), 16)]
+    inputs = [tile.reshape(-1)[: 2 * k * len(tile)].view(np.uint16).reshape(-1, len(tile), 32) for tile in tiles]
+    return np.concatenate([tile.swapaxes(0, 1).reshape(-1, k) for tile in inputs])
+
+
 @SETTINGS
-@given(st.integers(0, 11), st.integers(1, 5), st.integers(1, 5), st.sampled_from(ROWS), st.integers(0, 2**32 - 1))
+@given(st.integers(0, 11), st.integers(1, 30), st.integers(1, 5), st.sampled_from(ROWS), st.integers(0, 2**32 - 1))
 def test_products_of_prompts_are_those_of_bfloat16(kernels, form, groups, panels, rows, seed):
     form, x, values, scales, minima = case(kernels, kernels.forms[form], groups, panels, rows, seed, seed % 2 == 0)
     assert form.quantised
     x, packed = x[:, : form.k - seed % 5], kernels.pack(form, values, scales, minima)
     stored = kernels.round(x, form.k)
-    assert np.array_equal(stored[:, : x.shape[1]], (rounded(x).view(np.uint32) >> 16).astype(np.uint16))
-    assert (stored[:, x.shape[1] :] == 0).all()
+    inputs = out_of_tiles(stored, form.k)
+    assert np.array_equal(inputs[:, : x.shape[1]], (rounded(x).view(np.uint32) >> 16).astype(np.uint16))
+    assert (inputs[:, x.shape[1] :] == 0).all()
     per_input = np.repeat(scales, form.group, axis=1).astype(np.float64) * (values - form.zero)
     if minima is not None:
         per_input = per_input + np.repeat(minima, form.group, axis=1)
@@ -172,5 +180,7 @@ def test_products_of_prompts_are_those_of_bfloat16(kernels, form, groups, panels
     got, row = kernels.linear_prompt(stored, packed, form), rounded(x).astype(np.float64)
     size = np.abs(row) @ np.abs(weight).T
     assert (np.abs(got - row @ weight.T) <= form.k * 2.0**-24 * size + 1e-37 * form.k).all()
-    alone = kernels.linear_prompt(np.ascontiguousarray(stored[rows - 1 :]), packed, form)
+    for units in (u for u in range(2, panels + 1) if panels % u == 0):
+        assert kernels.linear_prompt(stored, packed, form, units).tobytes() == got.tobytes()
+    alone = kernels.linear_prompt(kernels.round(x[rows - 1 :], form.k), packed, form)
     assert alone.tobytes() == got[rows - 1 :].tobytes(), "a row does not depend on the rows beside it"

@@ -127,6 +127,8 @@ static inline __m512i emulated_cvtne2ps_pbh(__m512 high, __m512 low) {
 #define _tile_release emulated_release
 #define _tile_zero emulated_zero
 #define _tile_loadd emulated_loadd
+#undef _tile_stream_loadd
+#define _tile_stream_loadd emulated_loadd
 #define _tile_stored emulated_stored
 #define _tile_dpbsud emulated_dpbsud
 #define _tile_dpbf16ps emulated_dpbf16ps

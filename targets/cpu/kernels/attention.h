@@ -143,7 +143,7 @@ AICC_INLINE void aicc_soften_row(float *scores, int32_t begin, int32_t end, int3
         for (int32_t n = 0; n < AICC_LANES; n++) {
             float s = scores[j + n];
             if (h.soft_cap > 0.0f) s = h.soft_cap * aicc_tanh(s / h.soft_cap);
-            s = j + n >= from && j + n < to ? s : AICC_MINUS_INFINITY;
+            s = n >= from - j && n < to - j ? s : AICC_MINUS_INFINITY;
             scores[j + n] = s;
             largest[n] = s > largest[n] ? s : largest[n];
         }
@@ -320,12 +320,11 @@ AICC_INLINE void aicc_attention(const aicc_frame *f, const aicc_task *task, uint
             aicc_merge_slots(f, item, rows.kv_head, at, h);
         }
         for (int32_t row = item->row; at.quantised && row < item->row + item->count; row++) {
-            uint8_t *to = at.quantised + (size_t)row * (size_t)at.row_bytes;
             const float *from = at.out + row * at.out_stride + rows.kv_head * columns;
             if (row >= f->first_prompt_row)
-                aicc_round_columns(to, rows.kv_head * columns, columns, from);
+                aicc_round_columns(aicc_row_of_prompt(f, at.quantised, at.row_bytes, row), rows.kv_head * columns, columns, from);
             else
-                aicc_quantise_groups(to, h.query_heads * h.head_dim, at.group, at.parts,
+                aicc_quantise_groups(at.quantised + row * (ptrdiff_t)at.row_bytes, h.query_heads * h.head_dim, at.group, at.parts,
                                      rows.kv_head * columns / at.group, columns / at.group, from);
         }
     }

@@ -23,11 +23,11 @@ AICC_INLINE void aicc_multiply_panels(float *y, int32_t y_stride, const uint16_t
     for (int32_t r = 0; r < rows; r += 2 * AICC_TILE)
         for (int32_t p = 0; p < count; p += 2) {
             float *to = y + r * y_stride + p * AICC_LANES;
-            const uint8_t *from = (const uint8_t *)(x + r * x_stride);
             const uint16_t *panel = panels + (size_t)(p * k) * AICC_LANES;
-            bool second = rows - r > AICC_TILE;
-            if (p + 1 < count) aicc_prompt_block(to, y_stride, from, 2 * x_stride, second, panel, 2, k);
-            else aicc_prompt_block(to, y_stride, from, 2 * x_stride, second, panel, 1, k);
+            aicc_row_tiles pair[2] = {{(const uint8_t *)(x + r * x_stride), 2 * x_stride, 2 * AICC_STRETCH}};
+            if (rows - r > AICC_TILE) pair[1] = pair[0], pair[1].at += AICC_TILE * 2 * x_stride;
+            if (p + 1 < count) aicc_prompt_block(to, y_stride, pair, panel, 2, k, false);
+            else aicc_prompt_block(to, y_stride, pair, panel, 1, k, false);
         }
 }
 
@@ -36,7 +36,7 @@ AICC_INLINE void aicc_score_tiles(float *scores, const float *q, int32_t rows, c
                                   int32_t end, uint16_t *scratch, aicc_heads h) {
     uint16_t *spread = scratch + AICC_ATTENTION_ROWS * (h.head_dim + AICC_SPLIT);
     aicc_shape_prompt(AICC_TILE, AICC_TILE);
-    aicc_round_columns((uint8_t *)scratch, 0, rows * h.head_dim, q);
+    aicc_round_columns((aicc_prompt_row){(uint8_t *)scratch, 2 * AICC_STRETCH}, 0, rows * h.head_dim, q);
     for (int32_t page = begin; page < end; page++)
         for (int32_t d = 0; d < h.head_dim; d += 2)
             aicc_store_pairs(spread + (size_t)((page - begin) * h.head_dim + d) * AICC_LANES,
@@ -54,10 +54,14 @@ AICC_INLINE void aicc_score_tiles(float *scores, const float *q, int32_t rows, c
 AICC_INLINE void aicc_weigh_tiles(float *out, const float *p, int32_t rows, const uint8_t *const *values, int32_t begin,
                                   int32_t end, uint16_t *scratch, aicc_heads h) {
     uint16_t *rounded = scratch + AICC_ATTENTION_ROWS * h.head_dim, *spread = rounded + AICC_ATTENTION_ROWS * AICC_SPLIT;
-    memset(rounded, 0, sizeof *rounded * (size_t)rows * AICC_SPLIT); /* whole stretches are multiplied */
-    for (int32_t r = 0; r < rows; r++)
-        aicc_round_columns((uint8_t *)(rounded + r * AICC_SPLIT), begin, end - begin, p + r * AICC_SPLIT + begin);
+    int32_t first = begin / AICC_LANES * AICC_LANES, last = AICC_ROUND_UP(end, AICC_LANES); /* whole vectors are rounded */
     int32_t from = begin / AICC_STRETCH * AICC_STRETCH, to = AICC_ROUND_UP(end, AICC_STRETCH);
+    for (int32_t r = 0; r < rows; r++) {
+        uint16_t *row = rounded + r * AICC_SPLIT;
+        aicc_round_columns((aicc_prompt_row){(uint8_t *)row, 2 * AICC_STRETCH}, first, last - first, p + r * AICC_SPLIT + first);
+        memset(row + from, 0, 2 * (size_t)(begin - from)); /* whole stretches are multiplied */
+        memset(row + end, 0, 2 * (size_t)(to - end));
+    }
     for (int32_t d = 0; d < h.head_dim; d += AICC_LANES)
         for (int32_t j = from; j < to; j += 2) {
             f32x16 pair[2] = {0}; /* memory of keys that are not there may hold anything */

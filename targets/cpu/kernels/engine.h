@@ -18,6 +18,7 @@
 #else
 #define AICC_ATTENTION_ROWS 32
 #endif
+#define AICC_TILE 16              /* rows of a tile of AMX */
 #define AICC_TILE_ROWS 32         /* rows a linear step computes at once; row ranges start at its multiples */
 #define AICC_PROMPT_ROWS 256      /* the same of prompts, where they have products of their own */
 #define AICC_MOST_PANELS 8        /* of a weight, and at once */
@@ -78,6 +79,7 @@ struct aicc_step {
     int32_t units;
     int32_t unit_bytes;  /* weights a unit reads (AICC_MATRIX) or bytes a row reads and writes (AICC_ROWS): sizes the tasks */
     uint64_t at[AICC_OFFSETS]; /* offsets the function knows the meaning of */
+    int32_t at_once;     /* AICC_MATRIX: units that rows of prompts are computed for together; 0 as 1 */
 };
 
 /* All of a model but its weights; model.c defines one. */
@@ -113,19 +115,21 @@ typedef struct aicc_engine {
  * step. A row more costs a quarter of reading the weights. */
 #define AICC_TASK_BYTES 24576
 #define AICC_TASKS_PER_THREAD 8 /* of a big step, so that threads finish together */
+#define AICC_PROMPT_TASKS 4     /* of prompts' rows, where fewer rows make weights be turned into bfloat16 once more */
 
-/* Rows [first, first + rows) of a step; `rows` is 0 for AICC_ATTENTION without items. */
-AICC_INLINE aicc_cut aicc_cut_rows(const aicc_step *s, int32_t units, int32_t first, int32_t rows, int32_t threads) {
+/* Rows [first, first + rows) of a step, of prompts or not; `rows` is 0 for AICC_ATTENTION without items. */
+AICC_INLINE aicc_cut aicc_cut_rows(const aicc_step *s, int32_t units, int32_t first, int32_t rows, int32_t threads, bool prompt) {
     aicc_cut cut = {.first_row = first, .rows = rows, .row_block = rows, .unit_block = 1};
     if (rows == 0 || units == 0) return (aicc_cut){0};
     if (s->kind == AICC_ROWS) {
         cut.row_block = AICC_MAX(1, AICC_MIN(AICC_TASK_BYTES / AICC_MAX(1, s->unit_bytes), (rows + threads - 1) / threads));
     } else if (s->kind == AICC_MATRIX) {
         int64_t unit_cost = (int64_t)s->unit_bytes * (4 + rows) / 4 + 1;
+        int32_t tasks = threads * (prompt ? AICC_PROMPT_TASKS : AICC_TASKS_PER_THREAD);
         cut.unit_block = (int32_t)AICC_MAX(1, AICC_MIN(AICC_TASK_BYTES / unit_cost, (units + threads - 1) / threads));
+        if (prompt) cut.unit_block = AICC_MAX(cut.unit_block, AICC_MIN(s->at_once, units / tasks));
         while (cut.row_block > AICC_TILE_ROWS && threads > 1 &&
-               ((units + cut.unit_block - 1) / cut.unit_block) * ((rows + cut.row_block - 1) / cut.row_block) <
-                   AICC_TASKS_PER_THREAD * threads)
+               ((units + cut.unit_block - 1) / cut.unit_block) * ((rows + cut.row_block - 1) / cut.row_block) < tasks)
             cut.row_block = AICC_ROUND_UP(cut.row_block / 2, AICC_TILE_ROWS);
     }
     cut.row_tasks = (rows + cut.row_block - 1) / cut.row_block;
@@ -143,22 +147,25 @@ AICC_INLINE int32_t aicc_units(const aicc_step *s, const aicc_frame *f) {
 AICC_INLINE uint32_t aicc_cut_step(aicc_cut cuts[2], const aicc_step *s, const aicc_frame *f, int32_t threads) {
     int32_t rows = s->logit_rows ? f->batch->logit_count : f->rows, units = aicc_units(s, f), apart = rows;
     if (s->kind == AICC_MATRIX && !s->logit_rows) apart = f->first_prompt_row;
-    cuts[0] = aicc_cut_rows(s, units, 0, apart, threads);
-    cuts[1] = aicc_cut_rows(s, units, apart, rows - apart, threads);
+    cuts[0] = aicc_cut_rows(s, units, 0, apart, threads, false);
+    cuts[1] = aicc_cut_rows(s, units, apart, rows - apart, threads, true);
     return (uint32_t)(cuts[0].row_tasks * cuts[0].unit_tasks + cuts[1].row_tasks * cuts[1].unit_tasks);
 }
 
 /* Whether rows of prompts are told from others; where they begin, if `row` is the first of them and there are `rows`; how
- * many rows of a task are computed at once; and memory at `offset` of its scratch for panels of bfloat16. */
+ * many rows and, of `most`, units of a task are computed at once; and memory at `offset` of its scratch for panels of
+ * bfloat16. */
 #if defined(AICC_PROMPTS)
 #define AICC_PROMPTS_APART 1
 #define AICC_FIRST_PROMPT_ROW(row, rows) (row)
 #define AICC_ROWS_AT_A_TIME(t) ((t)->prompt ? AICC_PROMPT_ROWS : AICC_TILE_ROWS)
+#define AICC_UNITS_AT_A_TIME(t, most) ((t)->prompt ? (most) : 1)
 #define AICC_SPREAD(t, offset) ((t)->prompt ? (uint16_t *)(void *)((t)->scratch + (offset)) : NULL)
 #else
 #define AICC_PROMPTS_APART 0
 #define AICC_FIRST_PROMPT_ROW(row, rows) (rows)
 #define AICC_ROWS_AT_A_TIME(t) AICC_TILE_ROWS
+#define AICC_UNITS_AT_A_TIME(t, most) 1
 #define AICC_SPREAD(t, offset) NULL
 #endif
 

@@ -42,7 +42,7 @@ AICC_INLINE void aicc_linear(float *y, ptrdiff_t y_stride, const void *x, ptrdif
         return;
     }
     if (spread) {
-        aicc_linear_prompt(y, y_stride, x, x_stride, rows, w, panels, form, spread);
+        aicc_linear_prompt(y, y_stride, x, x_stride, rows, w, 1, panels, form, spread);
         return;
     }
     if (parts == 1) {
@@ -59,6 +59,15 @@ AICC_INLINE void aicc_linear(float *y, ptrdiff_t y_stride, const void *x, ptrdif
             for (int32_t n = 0; n < columns; n++)
                 y[(begin + r) * y_stride + n] = both[2 * r * columns + n] + both[(2 * r + 1) * columns + n];
     }
+}
+
+/* The same for several units of `panels` panels, which lie one after another as their sums do, AICC_PROMPT_ROWS rows of y
+ * each. Rows that are not of a prompt have one. */
+AICC_INLINE void aicc_linear_units(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows,
+                                   int32_t parts, const uint8_t *w, int32_t units, int32_t panels, aicc_weight form,
+                                   uint16_t *spread) {
+    if (spread) aicc_linear_prompt(y, y_stride, x, x_stride, rows, w, units, panels, form, spread);
+    else aicc_linear(y, y_stride, x, x_stride, rows, parts, w, panels, form, NULL);
 }
 
 #endif

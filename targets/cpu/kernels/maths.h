@@ -10,10 +10,9 @@
 /* e^x; 0 below -87.33 (no denormals), infinity above 88.72. Argument reduced by n ln 2 in two parts (Cody & Waite),
  * then the degree 6 Taylor polynomial with its last terms fitted on |r| <= ln 2 / 2. */
 AICC_INLINE float aicc_exp(float x) {
-    float clamped = x < 88.8f ? x : 88.8f; /* a NaN too, which no integer could be made of */
-    clamped = clamped > -88.0f ? clamped : -88.0f;
-    float n = aicc_fma(clamped, 1.44269504f, 12582912.0f) - 12582912.0f; /* to the nearest integer */
-    float r = aicc_fma(n, -0.693359375f, clamped);
+    float shifted = aicc_fma(x, 1.44269504f, 12582912.0f); /* the nearest integer n, in the lowest bits */
+    float n = shifted - 12582912.0f;
+    float r = aicc_fma(n, -0.693359375f, x);
     r = aicc_fma(n, 2.12194440e-4f, r);
     float p = 1.9875691500e-4f;
     p = aicc_fma(p, r, 1.3981999507e-3f);
@@ -22,12 +21,9 @@ AICC_INLINE float aicc_exp(float x) {
     p = aicc_fma(p, r, 1.6666665459e-1f);
     p = aicc_fma(p, r, 5.0000001201e-1f);
     p = aicc_fma(p, r * r, r) + 1.0f;
-    /* 2^n in two factors, since 2^128 is not a float. */
-    int32_t whole = (int32_t)n, half = whole >> 1;
-    float y = p * aicc_from_bits((uint32_t)(half + 127) << 23) * aicc_from_bits((uint32_t)(whole - half + 127) << 23);
+    float y = aicc_from_bits(aicc_to_bits(p) + (aicc_to_bits(shifted) << 23)); /* p 2^n, where that is a normal number */
     y = x < -87.33654f ? 0.0f : y;
-    y = x > 88.72283f ? aicc_from_bits(0x7f800000u) : y;
-    return x == x ? y : x;
+    return x <= 88.72283f ? y : x + aicc_from_bits(0x7f800000u); /* a NaN stays one */
 }
 
 /* 1 / (1 + e^-x). */

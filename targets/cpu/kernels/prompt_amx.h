@@ -40,33 +40,51 @@ AICC_INLINE void aicc_spread_quad(uint16_t *to, __m512i quad, __m512 scale, __m5
     aicc_store_pairs(to + 32, v[2], v[3]);
 }
 
-/* A panel as bfloat16 [k / 2][16][2]. */
-AICC_INLINE void aicc_spread_panel(uint16_t *to, const uint8_t *panel, aicc_weight w) {
+/* Groups [first, end) of a panel as bfloat16 [inputs / 2][16][2]. */
+AICC_INLINE void aicc_spread_panel(uint16_t *to, const uint8_t *panel, int32_t first, int32_t end, aicc_weight w) {
     int32_t quads = w.group / 4;
-    for (int32_t g = 0; g < w.k / w.group; g++) {
+    for (int32_t g = first; g < end; g++) {
         __m512 scale = aicc_group_scale(panel, g, w), minimum = aicc_group_minimum(panel, g, w);
         aicc_prefetch_group(panel, g, w);
-        for (int32_t i = 0; i < quads; i++)
-            aicc_spread_quad(to + (size_t)(g * quads + i) * 64, aicc_load_quad(panel, g, i, w), scale, minimum, w);
+        for (int32_t i = 0; i < quads; i++, to += 64)
+            aicc_spread_quad(to, aicc_load_quad(panel, g, i, w), scale, minimum, w);
     }
 }
 
-/* One or two panels (a constant) for up to 32 rows, the second 16 of them if `second`. */
-AICC_INLINE void aicc_prompt_block(float *y, ptrdiff_t y_stride, const uint8_t *x, ptrdiff_t x_stride, bool second,
-                                   const uint16_t *spread, int32_t panels, int32_t k) {
+/* Up to 16 rows: inputs of a row are `stride` bytes behind the row before, AICC_STRETCH of them `step` behind those before. */
+typedef struct aicc_row_tiles {
+    const uint8_t *at; /* null if there are no rows */
+    ptrdiff_t stride, step;
+} aicc_row_tiles;
+
+/* One or two panels (a constant) for two tiles of rows, or one. `more`: y holds the sum of the inputs before.
+ *
+ * Rows are asked for with a hint that they are read once (t1): otherwise they push the panels out of the first-level
+ * cache, and tiles wait for both. */
+AICC_INLINE void aicc_prompt_block(float *y, ptrdiff_t y_stride, const aicc_row_tiles *rows, const uint16_t *spread,
+                                   int32_t panels, int32_t k, bool more) {
     const uint16_t *other = spread + (size_t)k * AICC_LANES;
+    const uint8_t *x = rows[0].at, *below_x = rows[1].at;
     float *below = y + AICC_TILE * y_stride;
     ptrdiff_t bytes = y_stride * (ptrdiff_t)sizeof(float);
-    _tile_zero(AICC_SUMS_11);
-    if (panels == 2) _tile_zero(AICC_SUMS_12);
-    if (second) _tile_zero(AICC_SUMS_21);
-    if (second && panels == 2) _tile_zero(AICC_SUMS_22);
-    for (int32_t i = 0; i < k; i += AICC_STRETCH) {
-        _tile_loadd(AICC_ROWS_1, x + 2 * i, x_stride);
+    bool second = below_x;
+    if (more) {
+        _tile_loadd(AICC_SUMS_11, y, bytes);
+        if (panels == 2) _tile_loadd(AICC_SUMS_12, y + AICC_LANES, bytes);
+        if (second) _tile_loadd(AICC_SUMS_21, below, bytes);
+        if (second && panels == 2) _tile_loadd(AICC_SUMS_22, below + AICC_LANES, bytes);
+    } else {
+        _tile_zero(AICC_SUMS_11);
+        if (panels == 2) _tile_zero(AICC_SUMS_12);
+        if (second) _tile_zero(AICC_SUMS_21);
+        if (second && panels == 2) _tile_zero(AICC_SUMS_22);
+    }
+    for (int32_t i = 0; i < k; i += AICC_STRETCH, x += rows[0].step, below_x += rows[1].step) {
+        _tile_stream_loadd(AICC_ROWS_1, x, rows[0].stride);
         _tile_loadd(AICC_PANEL_1, spread + i * AICC_LANES, 64);
         _tile_dpbf16ps(AICC_SUMS_11, AICC_ROWS_1, AICC_PANEL_1);
         if (second) {
-            _tile_loadd(AICC_ROWS_2, x + AICC_TILE * x_stride + 2 * i, x_stride);
+            _tile_stream_loadd(AICC_ROWS_2, below_x, rows[1].stride);
             _tile_dpbf16ps(AICC_SUMS_21, AICC_ROWS_2, AICC_PANEL_1);
         }
         if (panels < 2) continue;
@@ -94,27 +112,48 @@ AICC_INLINE void aicc_shape_prompt(int32_t first, int32_t second) {
     _tile_loadconfig(&shapes);
 }
 
-/* One or two panels (a constant) for all rows. */
-AICC_INLINE void aicc_prompt_panels(float *y, ptrdiff_t y_stride, const uint8_t *x, ptrdiff_t x_stride, int32_t rows,
-                                    const uint8_t *weights, int32_t panels, aicc_weight w, uint16_t *spread) {
-    for (int32_t p = 0; p < panels; p++)
-        aicc_spread_panel(spread + (size_t)(p * w.k) * AICC_LANES, weights + (size_t)p * aicc_panel_bytes(w), w);
-    int32_t whole = rows / (2 * AICC_TILE) * (2 * AICC_TILE), rest = rows - whole, first = AICC_MIN(rest, AICC_TILE);
-    if (whole) aicc_shape_prompt(AICC_TILE, AICC_TILE);
-    for (int32_t r = 0; r < whole; r += 2 * AICC_TILE)
-        aicc_prompt_block(y + r * y_stride, y_stride, x + r * x_stride, x_stride, true, spread, panels, w.k);
-    if (!rest) return;
-    aicc_shape_prompt(first, rest - first);
-    aicc_prompt_block(y + whole * y_stride, y_stride, x + whole * x_stride, x_stride, rest > first, spread, panels, w.k);
+/* The tiles of rows r .. r + 32 of `rows`, inputs from `first` on, and how many rows the first tile has. */
+AICC_INLINE int32_t aicc_pair_of_tiles(aicc_row_tiles pair[2], const uint8_t *x, ptrdiff_t x_stride, int32_t rows, int32_t r,
+                                       int32_t first) {
+    int32_t count = 0;
+    for (int32_t i = 0; i < 2; i++, r += AICC_TILE) {
+        int32_t left = AICC_MIN(rows - r, AICC_TILE);
+        if (i == 0) count = left;
+        ptrdiff_t step = left * 2 * AICC_STRETCH;
+        pair[i] = (aicc_row_tiles){0};
+        if (left > 0) pair[i] = (aicc_row_tiles){x + r * x_stride + first / AICC_STRETCH * step, 2 * AICC_STRETCH, step};
+    }
+    return count;
 }
 
+/* Groups [g, end) of one or two panels (a constant) for all rows. */
+AICC_INLINE void aicc_prompt_panels(float *y, ptrdiff_t y_stride, const uint8_t *x, ptrdiff_t x_stride, int32_t rows,
+                                    const uint8_t *weights, int32_t g, int32_t end, int32_t panels, aicc_weight w, uint16_t *spread) {
+    int32_t first = g * w.group, k = (end - g) * w.group;
+    for (int32_t p = 0; p < panels; p++)
+        aicc_spread_panel(spread + (size_t)(p * k) * AICC_LANES, weights + (size_t)p * aicc_panel_bytes(w), g, end, w);
+    if (rows >= 2 * AICC_TILE) aicc_shape_prompt(AICC_TILE, AICC_TILE);
+    for (int32_t r = 0; r < rows; r += 2 * AICC_TILE) {
+        aicc_row_tiles pair[2];
+        int32_t count = aicc_pair_of_tiles(pair, x, x_stride, rows, r, first);
+        if (rows - r < 2 * AICC_TILE) aicc_shape_prompt(count, rows - r - count);
+        aicc_prompt_block(y + r * y_stride, y_stride, pair, spread, panels, k, g > 0);
+    }
+}
+
+/* AICC_SPREAD_INPUTS inputs at a time, for all units: their part of the rows stays in the second-level cache. */
 AICC_INLINE void aicc_linear_prompt(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows,
-                                    const uint8_t *weights, int32_t panels, aicc_weight w, uint16_t *spread) {
-    int32_t p = 0;
-    for (; p + 2 <= panels; p += 2)
-        aicc_prompt_panels(y + p * AICC_LANES, y_stride, x, x_stride, rows, weights + (size_t)p * aicc_panel_bytes(w), 2, w, spread);
-    if (p < panels)
-        aicc_prompt_panels(y + p * AICC_LANES, y_stride, x, x_stride, rows, weights + (size_t)p * aicc_panel_bytes(w), 1, w, spread);
+                                    const uint8_t *weights, int32_t units, int32_t panels, aicc_weight w, uint16_t *spread) {
+    int32_t groups = w.k / w.group, at_once = AICC_MAX(AICC_SPREAD_INPUTS / w.group, 1);
+    for (int32_t g = 0; g < groups; g += at_once)
+        for (int32_t unit = 0; unit < units; unit++)
+            for (int32_t p = 0; p < panels; p += 2) {
+                int32_t end = AICC_MIN(g + at_once, groups);
+                const uint8_t *from = weights + (size_t)(unit * panels + p) * aicc_panel_bytes(w);
+                float *to = y + unit * AICC_PROMPT_ROWS * y_stride + p * AICC_LANES;
+                if (p + 1 < panels) aicc_prompt_panels(to, y_stride, x, x_stride, rows, from, g, end, 2, w, spread);
+                else aicc_prompt_panels(to, y_stride, x, x_stride, rows, from, g, end, 1, w, spread);
+            }
     _tile_release();
 }
 

@@ -2,9 +2,8 @@
 #ifndef AICC_TILES_AMX_H
 #define AICC_TILES_AMX_H
 
+#include "engine.h"
 #include "linear_avx512vnni.h"
-
-#define AICC_TILE 16 /* rows of a tile */
 
 /* What ldtilecfg reads: the sizes of 8 tiles. */
 typedef struct aicc_tile_shapes {

@@ -66,13 +66,15 @@ class Constants:
         """Name of an ``aicc_heads``."""
         return self.heads.setdefault(heads, f"heads_{len(self.heads)}")
 
-    def product(self, form: Form, panels: int, y_stride: int, x_stride: int, parts: int, spread: str) -> str:
+    def product(self, form: Form, panels: int, strides: tuple[int, int], parts: int, spread: str, units: str) -> str:
         """Name of a function that multiplies rows with some panels of a weight, as ``aicc_linear`` does.
 
         Matrices of one shape share it: inlined wherever it is used, it would be most of the library and of the time
         to compile it.
         """
-        call = f"aicc_linear(y, {y_stride}, x, {x_stride}, rows, {parts}, w, {panels}, {self.form(form)}, {spread});"
+        rows = f"y, {strides[0]}, x, {strides[1]}, rows, {parts}, w"
+        function, panels_of = ("aicc_linear_units", f"units, {panels}") if units else ("aicc_linear", f"{panels}")
+        call = f"{function}({rows}, {panels_of}, {self.form(form)}, {spread});"
         return self.products.setdefault(call, f"product_{len(self.products)}")
 
 
@@ -300,19 +302,19 @@ class RowCode:
 
     def _quantise(self, op: ops.Quantise) -> None:
         x, record = self._source(op.x), op.output.record
-        row = (
-            f"f->buffers + {self.body.at('buffer', op.output)} + (size_t){_grouped(self.row)} * {row_bytes(op.output)}"
-        )
+        rows, bytes_ = f"f->buffers + {self.body.at('buffer', op.output)}", row_bytes(op.output)
+        row = f"{rows} + (size_t){_grouped(self.row)} * {bytes_}"
+        of_prompt = f"aicc_row_of_prompt(f, {rows}, {bytes_}, {self.row})"
         form, columns = f"{record.k}, {record.group}, {record.parts}", self.columns(op.x)
         if self.part is None:
             if record.rounded:
                 self.lines.append(
-                    f"if ({self.row} >= f->first_prompt_row) aicc_round_row({row}, {record.k}, {x}, {columns});"
+                    f"if ({self.row} >= f->first_prompt_row) aicc_round_row({of_prompt}, {record.k}, {x}, {columns});"
                 )
             otherwise = f"aicc_quantise_row({row}, {form}, {x}, {columns});"
         else:
             if record.rounded:
-                self.lines.append(f"if (t->prompt) aicc_round_columns({row}, unit * {columns}, {columns}, {x});")
+                self.lines.append(f"if (t->prompt) aicc_round_columns({of_prompt}, unit * {columns}, {columns}, {x});")
             groups = columns // record.group
             first = "unit" if groups == 1 else f"unit * {groups}"
             otherwise = f"aicc_quantise_groups({row}, {form}, {first}, {groups}, {x});"

@@ -28,7 +28,10 @@ from aicc.targets.cpu.lowering.memory import plan_buffers, row_bytes
 from aicc.targets.cpu.lowering.pack import Packer
 
 MAX_BATCH_TOKENS = 256  # a longer prompt is prefilled in pieces of this, which bounds the buffers
-TILE_ROWS, PROMPT_ROWS, SPREAD_PANELS = 32, 256, 2  # AICC_TILE_ROWS, AICC_PROMPT_ROWS, AICC_SPREAD_PANELS
+TILE_ROWS, PROMPT_ROWS = 32, 256  # AICC_TILE_ROWS, AICC_PROMPT_ROWS
+SPREAD_PANELS, SPREAD_INPUTS = 2, 768  # AICC_SPREAD_PANELS, AICC_SPREAD_INPUTS
+_SHORT_ROWS = 2048  # inputs of which PROMPT_ROWS rows are 1 MiB of bfloat16: a second-level cache keeps them
+_UNITS_TOGETHER = 4  # where it does not
 _OFFSETS = 16  # AICC_OFFSETS
 KV_TYPES = {"float32": "F32", "float16": "F16", "int8": "I8"}
 _KV_BYTES = {"F32": 4, "F16": 2, "I8": 1}
@@ -159,8 +162,12 @@ def _constant_lines(constants: Constants, kv: str) -> list[str]:
 
 
 def _product_lines(constants: Constants) -> list[str]:
-    arguments = "float *y, const uint8_t *x, int32_t rows, const uint8_t *w, uint16_t *spread"
-    return [f"static void {name}({arguments}) {{\n    {call}\n}}\n" for call, name in constants.products.items()]
+    lines = []
+    for call, name in constants.products.items():
+        units = ", int32_t units" if "units" in call else ""
+        arguments = f"float *y, const uint8_t *x, int32_t rows, const uint8_t *w{units}, uint16_t *spread"
+        lines.append(f"static void {name}({arguments}) {{\n    {call}\n}}\n")
+    return lines
 
 
 def _ports(program: Program) -> str:
@@ -224,7 +231,8 @@ def _table_row(step: Step, function: str, unit_bytes: int, at: list[int]) -> str
     offsets = ", ".join(map(str, at))
     return (
         f"    /* {comment(nodes)} */\n"
-        f"    {{{function}, AICC_{step.kind}, {int(step.selected)}, {units}, {unit_bytes}, {{{offsets}}}}},"
+        f"    {{{function}, AICC_{step.kind}, {int(step.selected)}, {units}, {unit_bytes}, "
+        f"{{{offsets}}}, {_at_once(step)}}},"
     )
 
 
@@ -311,11 +319,13 @@ def _attention_scratch(head_dim: int, prompts: bool) -> int:
 
 def _matrix_step(step: Step, body: Body) -> tuple[list[str], int]:
     """A loop over units; each part has its own range of them."""
+    if (at_once := _at_once(step)) > 1:
+        return _units_together(step.parts[0], at_once, body)
     lines = ["for (int32_t number = t->begin; number < t->end; number++) {"]
     first, largest = 0, 0
     for index, part in enumerate(step.parts):
         code = _part(part, body)
-        largest = max(largest, sum(_unit_bytes(part, linear) for linear in part.linears))
+        largest = max(largest, _bytes_of_unit(part))
         if len(step.parts) > 1:
             last = index == len(step.parts) - 1
             condition = "{" if last else f"if (number < {first + part.units}) {{"
@@ -330,52 +340,83 @@ def _matrix_step(step: Step, body: Body) -> tuple[list[str], int]:
     return [*lines, "}"], largest
 
 
+def _at_once(step: Step) -> int:
+    """Units that rows of prompts are computed for together, so that long rows come from memory once for all of them."""
+    if step.kind != "MATRIX" or len(step.parts) != 1:
+        return 1
+    part = step.parts[0]
+    records = [linear.x.record for linear in part.linears]
+    together = all(record and record.rounded and record.k > _SHORT_ROWS for record in records)
+    return _UNITS_TOGETHER if together and part.width % part.unit == 0 and part.unit <= LANES * _MOST_PANELS else 1
+
+
+def _units_together(part: Part, at_once: int, body: Body) -> tuple[list[str], int]:
+    """A loop over units, several at once for rows of prompts."""
+    most = f"AICC_UNITS_AT_A_TIME(t, {at_once})"
+    return [
+        f"for (int32_t number = t->begin; number < t->end; number += {most}) {{",
+        f"    int32_t units = AICC_MIN(t->end - number, {most});",
+        *(f"    {line}" for line in _part(part, body, at_once)),
+        "}",
+    ], _bytes_of_unit(part)
+
+
+def _bytes_of_unit(part: Part) -> int:
+    return sum(_unit_bytes(part, linear) for linear in part.linears)
+
+
 def _unit_bytes(part: Part, linear: ops.Linear) -> int:
     return align(part.unit, LANES) // LANES * matrix_form(linear.matrix).panel_bytes
 
 
-def _part(part: Part, body: Body) -> list[str]:
-    """The products of one unit for tiles of rows, and what follows for each row."""
+def _part(part: Part, body: Body, at_once: int = 1) -> list[str]:
+    """The products of one unit, or of several, for tiles of rows, and what follows for each row."""
     stride = align(part.unit, LANES)
     tiles = {linear: body.name(f"tile_{i}") for i, linear in enumerate(part.linears)}
     before = body.scratch_bytes
     body.scratch_bytes = 0  # parts run one after another in the same memory
     rounded = [linear.x.record for linear in part.linears if linear.x.record and linear.x.record.rounded]
     most = PROMPT_ROWS if rounded else TILE_ROWS
-    lines = [f"float *{tile} = {body.scratch(most * stride)};" for tile in tiles.values()]
+    lines = [f"float *{tile} = {body.scratch(at_once * most * stride)};" for tile in tiles.values()]
     if rounded:
         lines.append(f"uint16_t *spread = AICC_SPREAD(t, {body.scratch_bytes});")
-        body.scratch_bytes += align(2 * SPREAD_PANELS * LANES * max(record.k for record in rounded))
+        inputs = max(max(min(record.k, SPREAD_INPUTS), record.group) for record in rounded)
+        body.scratch_bytes += align(2 * SPREAD_PANELS * LANES * inputs)
     if part.width % part.unit:
         lines.append(f"int32_t columns = AICC_MIN({part.width} - unit * {part.unit}, {part.unit});")
-    at_once = "AICC_ROWS_AT_A_TIME(t)" if rounded else "AICC_TILE_ROWS"
+    some = "AICC_ROWS_AT_A_TIME(t)" if rounded else "AICC_TILE_ROWS"
     lines += [
-        f"for (int32_t tile = t->row_begin; tile < t->row_end; tile += {at_once}) {{",
-        f"    int32_t rows = AICC_MIN(t->row_end - tile, {at_once});",
+        f"for (int32_t tile = t->row_begin; tile < t->row_end; tile += {some}) {{",
+        f"    int32_t rows = AICC_MIN(t->row_end - tile, {some});",
     ]
     for linear, tile in tiles.items():
-        lines += [f"    {line}" for line in _product(part, linear, tile, stride, body)]
+        lines += [f"    {line}" for line in _product(part, linear, tile, stride, body, at_once)]
     rows = RowCode(body, part.ops, "tile + r", part)
     for linear, tile in tiles.items():
-        rows.given(linear.output, f"{tile} + r * {stride}")
-    inner = rows.emit()
-    lines += ["    for (int32_t r = 0; r < rows; r++) {", *(f"        {line}" for line in inner), "    }", "}"]
+        row = "r" if at_once == 1 else f"((unit - number) * {PROMPT_ROWS} + r)"
+        rows.given(linear.output, f"{tile} + {row} * {stride}")
+    loop = ["for (int32_t r = 0; r < rows; r++) {", *(f"    {line}" for line in rows.emit()), "}"]
+    if at_once > 1:
+        loop = ["for (int32_t unit = number; unit < number + units; unit++)", *(f"    {line}" for line in loop)]
+    lines += [*(f"    {line}" for line in loop), "}"]
     body.scratch_bytes = max(before, body.scratch_bytes)
     return lines
 
 
-def _product(part: Part, linear: ops.Linear, tile: str, stride: int, body: Body) -> list[str]:
+def _product(part: Part, linear: ops.Linear, tile: str, stride: int, body: Body, at_once: int) -> list[str]:
     form, x = matrix_form(linear.matrix), linear.x
     panels, bytes_ = stride // LANES, row_bytes(x)
     parts = x.record.parts if x.record else 1
     spread = "spread" if x.record and x.record.rounded else "NULL"
     source = f"f->buffers + {body.at('buffer', x)} + (size_t)tile * {bytes_}"
-    weight = f"f->weights + {body.at('weights', linear.matrix, part.unit)} + (size_t)unit * {_unit_bytes(part, linear)}"
+    unit, units = ("unit", "") if at_once == 1 else ("number", "units, ")
+    matrix = body.at("weights", linear.matrix, part.unit)
+    weight = f"f->weights + {matrix} + (size_t){unit} * {_unit_bytes(part, linear)}"
     lines = []
     for begin in range(0, panels, _MOST_PANELS):
         count = min(_MOST_PANELS, panels - begin)
         to = f"{tile} + {begin * LANES}" if begin else tile
         skipped = f" + {begin * form.panel_bytes}" if begin else ""
-        product = body.constants.product(form, count, stride, bytes_, parts, spread)
-        lines.append(f"{product}({to}, {source}, rows, {weight}{skipped}, {spread});")
+        product = body.constants.product(form, count, (stride, bytes_), parts, spread, units)
+        lines.append(f"{product}({to}, {source}, rows, {weight}{skipped}, {units}{spread});")
     return lines
