@@ -7,7 +7,7 @@
 
 #include "tiles_amx.h"
 
-#define AICC_FEWEST_ROWS 8 /* that are worth a tile */
+#define AICC_FEWEST_ROWS 24 /* that are worth a tile: with 8 it has half the speed of VNNI, with 16 four fifths */
 
 /* Numbers of the tiles: sums and activations of the first and the second 16 rows, and weights. They must be literals. */
 #define AICC_SUMS_1 0
