@@ -18,7 +18,7 @@ static const struct {
     function *run;
 } functions[] = {
 #define ENTRY(name) {#name, (function *)(void *)name},
-    ENTRY(isa) ENTRY(form_count) ENTRY(form_at) ENTRY(panel_bytes) ENTRY(row_bytes) ENTRY(round_row) ENTRY(gather_row)
+    ENTRY(isa) ENTRY(form_count) ENTRY(form_at) ENTRY(panel_bytes) ENTRY(row_bytes) ENTRY(round_rows) ENTRY(gather_row)
     ENTRY(quantise_row) ENTRY(rms_norm) ENTRY(layer_norm) ENTRY(rope) ENTRY(exp_of) ENTRY(sigmoid_of) ENTRY(silu_of)
     ENTRY(tanh_of) ENTRY(erf_of) ENTRY(gelu_of) ENTRY(gelu_tanh_of)
 #if defined(WITH_ATTENTION)
