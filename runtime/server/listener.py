@@ -156,6 +156,7 @@ def serve(
     config = uvicorn.Config(
         build_app(service),
         http=Connection,  # uvicorn's h11, the same parser everywhere, whatever else is installed
+        loop="asyncio",  # uvloop would close connections past the limit of descriptors without a word
         ws="none",
         lifespan="on",
         log_level="error",  # its warnings tell of each peer that speaks no HTTP, or asks for another protocol
