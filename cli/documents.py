@@ -42,7 +42,7 @@ class TargetsDocument(msgspec.Struct):
     """What ``aicc targets --json`` prints.
 
     Attributes:
-        targets: Every target of this installation; a family's first is its default.
+        targets: Every target of this installation, or of the family asked for; a family's first is its default.
     """
 
     targets: list[TargetInfo]

@@ -9,7 +9,12 @@ from aicc.cli.output import facts, human_bytes, note, print_json, print_result, 
 
 @click.command(short_help="List what can be compiled for and run here.")
 @click.argument("family", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object about every target instead of a table.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object, of every target or those of FAMILY, instead.",
+)
 def targets(family: str | None, as_json: bool) -> None:
     """List families of targets, or every target of FAMILY: what it is, and whether it compiles and runs here.
 

@@ -43,12 +43,14 @@ class Refusal:
     Attributes:
         node: Its name in the graph; empty if no single node is to blame.
         op: Its operator, as ``Op`` or ``domain.Op``.
-        reason: Why it is refused.
+        reason: Why it is refused; a whole sentence but for its stop where no node is to blame.
+        remedy: What to do about it, where that is something of its own.
     """
 
     node: str
     op: str
     reason: str
+    remedy: str = ""
 
 
 def lowering_module(target: Target) -> ModuleType:

@@ -208,7 +208,9 @@ def _refuse(imported: ImportedModel, target: Target) -> None:
         UnsupportedError: The lowering has no form for a node; names the first ones.
     """
     if refused := lowering_refusals(imported, target):
-        named = "; ".join(f"{r.op} ({r.node}): {r.reason}" if r.node else r.reason for r in refused[:5])
+        if whole := next((r for r in refused if not r.node), None):
+            raise UnsupportedError(f"{whole.reason}.", whole.remedy)
+        named = "; ".join(f"{r.op} ({r.node}): {r.reason}" for r in refused[:5])
         more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise UnsupportedError(
             f"{target.name} cannot run {named}{more}.",

@@ -47,13 +47,16 @@ def correct_biases(source: Path, quantised: ir.Model, samples: Sequence[Mapping[
 def _has_bias(node: ir.Node) -> bool:
     """Whether a node adds a constant to its input's products with one, in a form that is looked at here."""
     constants = [ir.convenience.get_const_tensor(value) for value in node.inputs[1:3] if value is not None]
-    if len(constants) < 2 or None in constants:
+    if node.op_type not in ("Conv", "Gemm") or len(constants) < 2 or None in constants:
         return False
-    attributes = node.attributes
+    attributes, (weight, bias) = node.attributes, constants
+    outputs = weight.shape[1 if node.op_type == "Gemm" and not attributes.get_int("transB", 0) else 0]
+    if bias.size != outputs:  # one for all of them, for instance
+        return False
     if node.op_type == "Gemm":
         plain = {attributes.get_float(name, 1.0) for name in ("alpha", "beta")} == {1.0}
         return plain and not attributes.get_int("transA", 0)
-    return node.op_type == "Conv" and attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+    return attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
 
 
 def _is_quantised(node: ir.Node) -> bool:

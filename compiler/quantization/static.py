@@ -86,7 +86,20 @@ def folds(node: ir.Node) -> bool:
     if node.op_type == "BatchNormalization":
         before = node.inputs[0].producer()
         return before is not None and before.op_type == "Conv" and len(before.outputs[0].uses()) == 1
-    return node.op_type == "Pad" and {use.node.op_type for use in node.outputs[0].uses()} == {"Conv"}
+    return node.op_type == "Pad" and _zeros_around_an_image(node)
+
+
+def _zeros_around_an_image(pad: ir.Node) -> bool:
+    """Whether a Pad adds nothing but zeros, to no channel, for convolutions alone."""
+    inputs = [*pad.inputs[1:], None]
+    pads = ir.convenience.get_const_tensor(inputs[0]) if inputs[0] is not None else None
+    value = ir.convenience.get_const_tensor(inputs[1]) if inputs[1] is not None else None
+    if pad.attributes.get_string("mode", "constant") != "constant" or pads is None or len(pad.inputs) > 3:
+        return False
+    if inputs[1] is not None and (value is None or value.numpy().any()):
+        return False
+    ends = pads.numpy().reshape(2, -1)
+    return not ends[:, :2].any() and {use.node.op_type for use in pad.outputs[0].uses()} == {"Conv"}
 
 
 def calibrate(imported: ImportedModel, target: Target, samples: Sequence[Sample]) -> str:

@@ -11,7 +11,7 @@
  *       y    = fma(minimum[g], total[g], y)                      if the weight has minima
  *
  *     a row of two records (`parts` is 2; x_stride is that of both) gives the sum of what each of them gives.
- *     Rows of prompts are bfloat16 where `spread` is not null, but memory for AICC_SPREAD_PANELS panels (prompt.h).
+ *     Where `spread` is not null, it is memory, and rows are those of prompts, in tiles, both as prompt.h says.
  *
  * So a row's result does not depend on the rows beside it. The instruction sets differ at most in whether a
  * multiply-add rounds once or twice. */

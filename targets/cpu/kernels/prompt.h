@@ -63,12 +63,12 @@ AICC_INLINE void aicc_round_row(aicc_prompt_row row, int32_t k, const float *x, 
     for (int32_t i = width; i < k; i++) *aicc_prompt_input(row, i) = 0;
 }
 
+/* aicc_linear_prompt: some units of panels for some rows, the first of which is the first of a tile; y of a unit is
+ * AICC_PROMPT_ROWS rows behind that of the one before. `spread` is memory for AICC_SPREAD_PANELS of AICC_SPREAD_INPUTS
+ * inputs, or a group if that is more. */
 #if defined(AICC_PROMPTS)
 #include "prompt_amx.h"
 #else
-/* Some units of panels for some rows, the first of which is the first of a tile; y of a unit is AICC_PROMPT_ROWS rows
- * behind that of the one before. `spread` is memory for AICC_SPREAD_PANELS of AICC_SPREAD_INPUTS inputs, or a group if
- * that is more. */
 AICC_INLINE void aicc_linear_prompt(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows,
                                     const uint8_t *weights, int32_t units, int32_t panels, aicc_weight w, uint16_t *spread) {
     (void)spread;

@@ -1,7 +1,7 @@
 /* The products of prompt.h with AMX: tdpbf16ps multiplies 16 rows of 32 inputs by 32 inputs of 16 outputs.
  *
- * Two panels are turned into bfloat16, which fits a first-level cache or nearly so, and meet all rows, 32 at a time:
- * four tiles of sums for four loads. */
+ * AICC_SPREAD_INPUTS inputs of two panels are turned into bfloat16, which a first-level cache holds, and meet all rows, 32 at
+ * a time: four tiles of sums for four loads. */
 #ifndef AICC_PROMPT_AMX_H
 #define AICC_PROMPT_AMX_H
 

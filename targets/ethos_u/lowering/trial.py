@@ -30,12 +30,15 @@ def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
         StaticShapes({})(model)
         known.update((value, tensor(value, target, program, _SCALE, 0)) for value in model.graph.inputs)
     except UnsupportedError as error:
-        return [Refusal("", "", error.message.rstrip("."))]
+        return [Refusal("", "", error.message.rstrip("."), error.remedy)]
+    varying = set(model.graph.inputs)  # values that are not known before any input is
     for node in model.graph:
-        if all(_is_constant(value) for value in node.inputs if value is not None):
+        if varying.isdisjoint(node.inputs):
             continue
+        varying.update(node.outputs)
         if folds(node):
-            known[node.outputs[0]] = known[node.inputs[0]]
+            if node.inputs[0] in known:  # else what is before it has been refused
+                known[node.outputs[0]] = known[node.inputs[0]]
             continue
         try:
             for value in node.outputs:
@@ -44,7 +47,7 @@ def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
                 raise Refused("it has no TOSA form here")
             operands = [_operand(value, known) for value in node.inputs]
             with np.errstate(all="ignore"):  # in tables, whose numbers nobody looks at
-                OPERATORS[node.op_type](_Trial(node, program, operands, known[node.outputs[0]]))
+                OPERATORS[node.op_type](_Trial(node, program, operands, known[node.outputs[0]], varying))
         except (Refused, ValueError) as error:
             found.append(Refusal(node.name or str(node.outputs[0].name), node.op_type, str(error)))
         except UnsupportedError as error:
@@ -53,15 +56,25 @@ def refusals(imported: ImportedModel, target: Target) -> list[Refusal]:
 
 
 class _Trial(Node):
-    """An operator before it is quantised: constants are looked at by their shapes alone."""
+    """An operator before it is quantised: constants are looked at by their shapes alone.
+
+    Args:
+        varying: Values that are not constant.
+    """
+
+    def __init__(
+        self, node: ir.Node, program: Program, inputs: list[Tensor | None], output: Tensor, varying: set[ir.Value]
+    ) -> None:
+        super().__init__(node, program, inputs, output)
+        self._varying = varying
 
     def weight(self, index: int) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-        if not _is_constant(value := self.node.inputs[index]):
+        if (value := self.node.inputs[index]) in self._varying:
             raise Refused("its weights are no constants")
         return np.ones([int(size) for size in value.shape], np.int8), np.ones(1)
 
     def bias(self, index: int, channels: int) -> NDArray[np.int32]:
-        if len(self.node.inputs) > index and not _is_constant(self.node.inputs[index]):
+        if len(self.node.inputs) > index and self.node.inputs[index] in self._varying:
             raise Refused("its bias is no constant")
         return np.zeros(channels, np.int32)
 
@@ -74,11 +87,3 @@ def _operand(value: ir.Value | None, known: dict[ir.Value, Tensor]) -> Tensor | 
         return None
     shape = tuple(int(size) for size in value.shape)
     return Tensor(str(value.name), shape, _SCALE, 0, np.ones(shape, np.int8))
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    """Whether a value is known before any input is: an initializer, or made of nothing else."""
-    if value is None or ir.convenience.get_const_tensor(value) is not None:
-        return True
-    producer = value.producer()
-    return producer is not None and all(_is_constant(each) for each in producer.inputs)
