@@ -87,7 +87,7 @@ def test_zeros_stay_zeros(quantize, shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("quantize", [quantize_symmetric_int8, quantize_uint4, quantize_e4m3])
-@given(value=st.floats(2.0**-6, 2.0**17, width=32), sign=st.sampled_from([-1, 1]))
+@given(value=st.floats(2.0**-5, 2.0**17, width=32), sign=st.sampled_from([-1, 1]))
 def test_equal_values_stay_equal_to_the_precision_of_the_scale(quantize, value: float, sign: int) -> None:
     matrix = np.full((2, 16), sign * value, np.float32)
     back = dequantize(16, *quantize(matrix, 16), None)
