@@ -36,12 +36,20 @@ def refuse_operators(model: ir.Model, target: Target) -> None:
     Raises:
         UnsupportedError: Names the first nodes.
     """
-    refused = refused_operators(model, target)
+    refuse(refused_operators(model, target), target, "Compile for another target.")
+
+
+def refuse(refused: list[Refusal], target: Target, remedy: str) -> None:
+    """Turn what a target cannot run into an error, if there is any.
+
+    Raises:
+        UnsupportedError: Names the first nodes, or says what is wrong with the whole graph.
+    """
+    if whole := next((each for each in refused if not each.node), None):
+        raise UnsupportedError(f"{whole.reason}.", whole.remedy or remedy)
     if refused:
-        named = ", ".join(f"{r.op} ({r.node}): {r.reason}" for r in refused[:5])
-        raise UnsupportedError(
-            f"{target.name} cannot run {len(refused)} node(s) of this graph: {named}.", "Compile for another target."
-        )
+        named = ", ".join(f"{each.op} ({each.node}): {each.reason}" for each in refused[:5])
+        raise UnsupportedError(f"{target.name} cannot run {len(refused)} node(s) of this graph: {named}.", remedy)
 
 
 def full_coverage(model: ir.Model) -> list[OpCoverage]:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 import msgspec
 import onnx_ir as ir
 
+from aicc.compiler.coverage import refuse
 from aicc.compiler.evaluate import measure_quality
 from aicc.compiler.facts import (
     activation_bytes,
@@ -46,6 +47,7 @@ from aicc.runtime.target import Target, find_targets, load_object
 
 PHASES = ("import", "optimize", "quantize", "lower", "package")
 _PRODUCERS = ("aicc", "onnx", "onnx-ir", "onnxscript")
+_CUT = "Cut the graph there and leave the rest to the host's program, or compile for another target."
 _REFERENCE_COPIES = 4  # of an exported model's float32 weights, while OpenVINO prepares and reads them
 Progress = Callable[[str, str], None]
 
@@ -150,8 +152,8 @@ def compile_model(
         if calibration is None:
             report.quantization = quantize(imported, target, quant, group_size)
         else:
-            for each in targets:
-                _refuse(imported, each)
+            for each in targets:  # before a graph is calibrated, which takes a while
+                refuse(lowering_refusals(imported, each), each, _CUT)
             samples = read_samples(calibration, imported)
             progress("quantize", f"calibrating with {len(samples)} samples")
             report.quantization = calibrate(imported, target, samples)
@@ -199,23 +201,6 @@ def _lowering(targets: Sequence[Target]) -> Callable[..., LoweredVariant]:
         for target in targets:
             module.prepare(target)
     return load_object(targets[0].lowering)
-
-
-def _refuse(imported: ImportedModel, target: Target) -> None:
-    """Refuse what a check refuses, before a graph is calibrated, which takes a while.
-
-    Raises:
-        UnsupportedError: The lowering has no form for a node; names the first ones.
-    """
-    if refused := lowering_refusals(imported, target):
-        if whole := next((r for r in refused if not r.node), None):
-            raise UnsupportedError(f"{whole.reason}.", whole.remedy)
-        named = "; ".join(f"{r.op} ({r.node}): {r.reason}" for r in refused[:5])
-        more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
-        raise UnsupportedError(
-            f"{target.name} cannot run {named}{more}.",
-            "Cut the graph there and leave the rest to the host's program, or compile for another target.",
-        )
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def folds(node: ir.Node) -> bool:
 
 def _zeros_around_an_image(pad: ir.Node) -> bool:
     """Whether a Pad adds nothing but zeros, to no channel, for convolutions alone."""
-    inputs = [*pad.inputs[1:], None]
+    inputs = [*pad.inputs[1:], None, None]
     pads = ir.convenience.get_const_tensor(inputs[0]) if inputs[0] is not None else None
     value = ir.convenience.get_const_tensor(inputs[1]) if inputs[1] is not None else None
     if pad.attributes.get_string("mode", "constant") != "constant" or pads is None or len(pad.inputs) > 3:

@@ -89,7 +89,7 @@ static void step_qkv(const aicc_frame *f, const aicc_step *s, const aicc_task *t
         for (int32_t row = t->row_begin; row < t->row_end; row += AICC_TILE_ROWS) {
             int32_t rows = AICC_MIN(t->row_end - row, AICC_TILE_ROWS);
             aicc_linear(tile, HEAD, f->buffers + s->at[1] + (size_t)row * ROW(HIDDEN), ROW(HIDDEN), rows, 1,
-                        f->weights + s->at[0] + (size_t)unit * (HEAD / 16) * PANEL4(HIDDEN), HEAD / 16, from_hidden, NULL);
+                        f->weights + s->at[0] + (size_t)unit * (HEAD / 16) * PANEL4(HIDDEN), 1, HEAD / 16, from_hidden, NULL);
             for (int32_t r = 0; r < rows; r++) {
                 float *head = tile + r * HEAD;
                 const float *angles = WEIGHT_FLOATS(f, ROPE_AT) + f->position_of[row + r] * (HEAD / 2);
@@ -116,7 +116,7 @@ AICC_INLINE void add_linear(const aicc_frame *f, const aicc_step *s, const aicc_
             int32_t rows = AICC_MIN(t->row_end - row, AICC_TILE_ROWS);
             ptrdiff_t stride = (ptrdiff_t)aicc_row_bytes(form.k, GROUP);
             aicc_linear(tile, 16, f->buffers + s->at[1] + row * stride, stride, rows, 1,
-                        f->weights + s->at[0] + (size_t)unit * aicc_panel_bytes(form), 1, form, NULL);
+                        f->weights + s->at[0] + (size_t)unit * aicc_panel_bytes(form), 1, 1, form, NULL);
             for (int32_t r = 0; r < rows; r++) {
                 float *x = FLOATS(f->buffers, s->at[2]) + (row + r) * HIDDEN + unit * 16;
                 for (int32_t n = 0; n < 16; n++) x[n] += tile[r * 16 + n];
@@ -140,8 +140,8 @@ static void step_gate_up(const aicc_frame *f, const aicc_step *s, const aicc_tas
             int32_t rows = AICC_MIN(t->row_end - row, AICC_TILE_ROWS);
             const uint8_t *x = f->buffers + s->at[2] + (size_t)row * ROW(HIDDEN);
             size_t panels = (size_t)unit * (GROUP / 16) * PANEL4(HIDDEN);
-            aicc_linear(gate, GROUP, x, ROW(HIDDEN), rows, 1, f->weights + s->at[0] + panels, GROUP / 16, from_hidden, NULL);
-            aicc_linear(up, GROUP, x, ROW(HIDDEN), rows, 1, f->weights + s->at[1] + panels, GROUP / 16, from_hidden, NULL);
+            aicc_linear(gate, GROUP, x, ROW(HIDDEN), rows, 1, f->weights + s->at[0] + panels, 1, GROUP / 16, from_hidden, NULL);
+            aicc_linear(up, GROUP, x, ROW(HIDDEN), rows, 1, f->weights + s->at[1] + panels, 1, GROUP / 16, from_hidden, NULL);
             for (int32_t i = 0; i < rows * GROUP; i++) gate[i] = aicc_silu(gate[i]) * up[i];
             for (int32_t r = 0; r < rows; r++)
                 aicc_quantise_groups(f->buffers + s->at[3] + (size_t)(row + r) * ROW(FFN), FFN, GROUP, 1, unit, 1, gate + r * GROUP);
@@ -155,7 +155,7 @@ static void step_logits(const aicc_frame *f, const aicc_step *s, const aicc_task
         for (int32_t row = t->row_begin; row < t->row_end; row += AICC_TILE_ROWS) {
             int32_t rows = AICC_MIN(t->row_end - row, AICC_TILE_ROWS), width = AICC_MIN(VOCAB - unit * 16, 16);
             aicc_linear(tile, 16, f->buffers + s->at[1] + (size_t)row * ROW(HIDDEN), ROW(HIDDEN), rows, 1,
-                        f->weights + s->at[0] + (size_t)unit * PANEL8(HIDDEN), 1, to_vocab, NULL);
+                        f->weights + s->at[0] + (size_t)unit * PANEL8(HIDDEN), 1, 1, to_vocab, NULL);
             for (int32_t r = 0; r < rows; r++)
                 memcpy(f->logits + (size_t)(row + r) * VOCAB + unit * 16, tile + r * 16, (size_t)width * 4);
         }

@@ -53,7 +53,7 @@ EXPORT int linear(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_strid
     { \
         aicc_weight form = {format, w->k, group, zero, scales, minima}; \
         if (same(*w, form)) { \
-            aicc_linear(y, y_stride, x, x_stride, rows, parts, weights, panels, form, NULL); \
+            aicc_linear(y, y_stride, x, x_stride, rows, parts, weights, 1, panels, form, NULL); \
             return 0; \
         } \
     }

@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -295,6 +296,27 @@ def test_a_check_and_a_compile_refuse_the_same_normalisation(tmp_path: Path) -> 
     assert (refusal.op, refusal.node) == ("BatchNormalization", "left")
     with pytest.raises(UnsupportedError, match=re.escape(f"BatchNormalization (left): {refusal.reason}")):
         compile_model(source, "ethos-u", tmp_path / "m.aicc", calibration=sample(tmp_path, 3, 8, 8))
+
+
+def test_a_check_bears_deep_graphs_batches_and_pads_that_calibration_leaves(tmp_path: Path) -> None:
+    chip, names = find_target("ethos-u"), ["x", *(f"t{i}" for i in range(599)), "y"]
+    deep = [helper.make_node("Relu", [x], [y]) for x, y in pairwise(names)]
+    assert check_model(save(tmp_path / "deep.onnx", deep, [1, 4], {}), chip).supported
+    assert not check_model(
+        save(tmp_path / "norm.onnx", [*deep[:-1], helper.make_node("LpNormalization", ["t598"], ["y"])], [1, 4], {}),
+        chip,
+    ).supported
+    weights = {"w": random(2, 3, 3, 3), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+    convolved = helper.make_node("Conv", ["p", "w"], ["y"], name="conv")
+    for mode, refused in (("constant", []), ("reflect", ["pad"])):
+        pad = helper.make_node("Pad", ["x", "pads"], ["p"], name="pad", mode=mode)
+        source = save(tmp_path / f"{mode}.onnx", [pad, convolved], [1, 3, 8, 8], weights)
+        assert [refusal.node for refusal in check_model(source, chip).refused] == refused
+    four = save(tmp_path / "four.onnx", [helper.make_node("Relu", ["x"], ["y"])], [4, 3, 8, 8], {})
+    with pytest.raises(
+        UnsupportedError, match=r"^ethos-u:u55-128 runs one image at a time.* Export it with a batch of 1\.$"
+    ):
+        compile_model(four, "ethos-u", tmp_path / "m.aicc", calibration=sample(tmp_path, 4, 3, 8, 8))
 
 
 def test_without_the_tools_a_compile_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@
  *       y    = fma(minimum[g], total[g], y)                      if the weight has minima
  *
  *     a row of two records (`parts` is 2; x_stride is that of both) gives the sum of what each of them gives.
- *     Where `spread` is not null, it is memory, and rows are those of prompts, in tiles, both as prompt.h says.
+ *     Where `spread` is not null, it is memory, and rows are those of prompts, in tiles, both as prompt.h says; `units` times
+ *     as many panels are computed for them, for others once.
  *
  * So a row's result does not depend on the rows beside it. The instruction sets differ at most in whether a
  * multiply-add rounds once or twice. */
@@ -36,13 +37,13 @@
 #endif
 
 AICC_INLINE void aicc_linear(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows, int32_t parts,
-                             const uint8_t *w, int32_t panels, aicc_weight form, uint16_t *spread) {
+                             const uint8_t *w, int32_t units, int32_t panels, aicc_weight form, uint16_t *spread) {
     if (!aicc_is_quantised(form)) {
         aicc_linear_float(y, y_stride, x, x_stride, rows, w, panels, form);
         return;
     }
     if (spread) {
-        aicc_linear_prompt(y, y_stride, x, x_stride, rows, w, 1, panels, form, spread);
+        aicc_linear_prompt(y, y_stride, x, x_stride, rows, w, units, panels, form, spread);
         return;
     }
     if (parts == 1) {
@@ -59,15 +60,6 @@ AICC_INLINE void aicc_linear(float *y, ptrdiff_t y_stride, const void *x, ptrdif
             for (int32_t n = 0; n < columns; n++)
                 y[(begin + r) * y_stride + n] = both[2 * r * columns + n] + both[(2 * r + 1) * columns + n];
     }
-}
-
-/* The same for several units of `panels` panels, which lie one after another as their sums do, AICC_PROMPT_ROWS rows of y
- * each. Rows that are not of a prompt have one. */
-AICC_INLINE void aicc_linear_units(float *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, int32_t rows,
-                                   int32_t parts, const uint8_t *w, int32_t units, int32_t panels, aicc_weight form,
-                                   uint16_t *spread) {
-    if (spread) aicc_linear_prompt(y, y_stride, x, x_stride, rows, w, units, panels, form, spread);
-    else aicc_linear(y, y_stride, x, x_stride, rows, parts, w, panels, form, NULL);
 }
 
 #endif

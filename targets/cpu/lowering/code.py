@@ -66,15 +66,14 @@ class Constants:
         """Name of an ``aicc_heads``."""
         return self.heads.setdefault(heads, f"heads_{len(self.heads)}")
 
-    def product(self, form: Form, panels: int, strides: tuple[int, int], parts: int, spread: str, units: str) -> str:
+    def product(self, form: Form, panels: int, y_stride: int, x_stride: int, parts: int, spread: str) -> str:
         """Name of a function that multiplies rows with some panels of a weight, as ``aicc_linear`` does.
 
         Matrices of one shape share it: inlined wherever it is used, it would be most of the library and of the time
         to compile it.
         """
-        rows = f"y, {strides[0]}, x, {strides[1]}, rows, {parts}, w"
-        function, panels_of = ("aicc_linear_units", f"units, {panels}") if units else ("aicc_linear", f"{panels}")
-        call = f"{function}({rows}, {panels_of}, {self.form(form)}, {spread});"
+        rows = f"y, {y_stride}, x, {x_stride}, rows, {parts}"
+        call = f"aicc_linear({rows}, w, units, {panels}, {self.form(form)}, {spread});"
         return self.products.setdefault(call, f"product_{len(self.products)}")
 
 

@@ -162,12 +162,8 @@ def _constant_lines(constants: Constants, kv: str) -> list[str]:
 
 
 def _product_lines(constants: Constants) -> list[str]:
-    lines = []
-    for call, name in constants.products.items():
-        units = ", int32_t units" if "units" in call else ""
-        arguments = f"float *y, const uint8_t *x, int32_t rows, const uint8_t *w{units}, uint16_t *spread"
-        lines.append(f"static void {name}({arguments}) {{\n    {call}\n}}\n")
-    return lines
+    arguments = "float *y, const uint8_t *x, int32_t rows, const uint8_t *w, int32_t units, uint16_t *spread"
+    return [f"static void {name}({arguments}) {{\n    {call}\n}}\n" for call, name in constants.products.items()]
 
 
 def _ports(program: Program) -> str:
@@ -409,7 +405,7 @@ def _product(part: Part, linear: ops.Linear, tile: str, stride: int, body: Body,
     parts = x.record.parts if x.record else 1
     spread = "spread" if x.record and x.record.rounded else "NULL"
     source = f"f->buffers + {body.at('buffer', x)} + (size_t)tile * {bytes_}"
-    unit, units = ("unit", "") if at_once == 1 else ("number", "units, ")
+    unit, units = ("unit", "1") if at_once == 1 else ("number", "units")
     matrix = body.at("weights", linear.matrix, part.unit)
     weight = f"f->weights + {matrix} + (size_t){unit} * {_unit_bytes(part, linear)}"
     lines = []
@@ -417,6 +413,6 @@ def _product(part: Part, linear: ops.Linear, tile: str, stride: int, body: Body,
         count = min(_MOST_PANELS, panels - begin)
         to = f"{tile} + {begin * LANES}" if begin else tile
         skipped = f" + {begin * form.panel_bytes}" if begin else ""
-        product = body.constants.product(form, count, (stride, bytes_), parts, spread, units)
-        lines.append(f"{product}({to}, {source}, rows, {weight}{skipped}, {units}{spread});")
+        product = body.constants.product(form, count, stride, bytes_, parts, spread)
+        lines.append(f"{product}({to}, {source}, rows, {weight}{skipped}, {units}, {spread});")
     return lines
